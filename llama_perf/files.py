@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,33 @@ def check_writable_anew(field: str, path: Path) -> None:
 
 
 _UNREACHABLE = "it cannot be reached"
+
+
+def check_apart(
+    outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[str, Path]] = ()
+) -> None:
+    """Raise SpecError where a command would write a file twice, or one that it reads.
+
+    `outputs` have the name of the option that names each file, `inputs` say in words
+    what each is.
+    """
+    used = {_place(path): words for words, path in inputs}
+    for name, path in outputs:
+        if path is None:
+            continue
+        place, own = _place(path), f"the file of --{name}"
+        if (other := used.get(place)) is not None:
+            words = "it is named twice" if other == own else f"it is also {other}"
+            raise SpecError(name, str(path), f"{words}; allowed: a file of its own")
+        used[place] = own
+
+
+def _place(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        # Whoever uses it gets the reason why it cannot be.
+        return str(path)
 
 
 def check_appendable(field: str, path: Path) -> None:

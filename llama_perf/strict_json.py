@@ -171,10 +171,26 @@ def _other_kind(problems: list[ErrorDetails]) -> str | None:
     return file_kinds.described({name: one["input"] for name, one in wrong.items()})
 
 
+def _newer_version(problems: list[ErrorDetails]) -> str | None:
+    """What to do with a file of a newer version, whose fields are not to be judged."""
+    for problem in problems:
+        version, allowed = problem["input"], _wanted(problem)
+        if problem["loc"] != ("schema_version",) or not isinstance(version, int):
+            continue
+        if version > max(map(int, re.findall(r"\d+", allowed)), default=version):
+            return (
+                f"schema_version: {shown(version)} is not allowed; allowed: {allowed};"
+                " a newer llama-perf wrote it: update this one, or read it with that"
+                " one"
+            )
+    return None
+
+
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
-    if (other := _other_kind(problems)) is not None:
-        return other
+    for whole in (_other_kind(problems), _newer_version(problems)):
+        if whole is not None:
+            return whole
     # A misspelt field is both unknown and missing. The unknown name says more.
     first = min(problems, key=lambda problem: problem["type"] not in _UNKNOWN)
     field = _field(first)

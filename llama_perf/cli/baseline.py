@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from llama_perf.cli.ending import print_report
+from llama_perf.cli.ending import code_of, print_report
 from llama_perf.cli.no_command import print_help
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_folder, is_absent
@@ -79,7 +79,7 @@ _OF_RUNNING = (
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints")
-    add_shared(parser, "--row-timeout", "--wait")
+    add_shared(parser, "--row-timeout", "--wait", "--report")
     parser.add_argument(
         "--from",
         dest="source",
@@ -110,7 +110,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def record(arguments: argparse.Namespace) -> int:
     """Run rows in fresh processes and store them; after a UserError nothing is."""
-    request = request_of(arguments, new_baselines=True)
+    reads = arguments.source or []
+    request = request_of(arguments, new_baselines=True, reads=reads)
     folder = request.baselines
     check_folder("baselines", folder)
     if arguments.fresh and request.row:
@@ -131,7 +132,9 @@ def record(arguments: argparse.Namespace) -> int:
     measured = {result.id for result in results if result.measurement is not None}
     not_run = [result for result in results if result.status is Status.NOT_RUN]
     known = _known()
-    _print(baseline, request, known, *not_run, ids=measured)
+    report = _report_of(baseline, *not_run, ids=measured)
+    problems = request.write_reports(report)
+    _print(report, baseline, request, known)
     for warning in warnings(baseline, known, request.limits, ids=measured):
         print(warning)
     print(f"recorded {counted(len(measured), 'row')} in {path}")
@@ -139,7 +142,7 @@ def record(arguments: argparse.Namespace) -> int:
         print(f"not recorded, since NOT_RUN: {counted(len(not_run), 'row')}")
     if others := len(baseline.rows) - len(measured):
         print(f"kept, since not run: {counted(others, 'row')} (--fresh drops those)")
-    return 0
+    return code_of(problems)
 
 
 def _run(
@@ -194,8 +197,8 @@ def show(arguments: argparse.Namespace) -> int:
         print(f"{key}: recorded {baseline.recorded}")
         if baseline.note:
             print(baseline.note)
-        ids = {row.id for row in baseline.rows}
-        _print(baseline, request, known, ids=ids)
+        report = _report_of(baseline, ids={row.id for row in baseline.rows})
+        _print(report, baseline, request, known)
         print()
     return 0
 
@@ -261,18 +264,8 @@ def _known(files: Sequence[Path] = ()) -> dict[str, RowSpec]:
     return {row.id: row for row in (*selection.every_row(), *own)}
 
 
-def _print(
-    baseline: Baseline,
-    request: RunRequest,
-    known: Mapping[str, RowSpec],
-    *others: RowResult,
-    ids: Collection[str],
-) -> None:
-    """Print rows of a baseline as if measured now, `others`, and their noise.
-
-    Noise is estimated from all of its rows, as in a run. `known` are the rows of all
-    sets by id.
-    """
+def _report_of(baseline: Baseline, *others: RowResult, ids: Collection[str]) -> Report:
+    """Rows of a baseline as if measured now, and `others`."""
     measured = [
         RowResult(
             id=row.id, row=row.row, status=Status.MEASURED, measurement=row.measurement
@@ -280,11 +273,25 @@ def _print(
         for row in baseline.rows
         if row.id in ids
     ]
-    report = Report(
+    return Report(
         started=baseline.recorded,
         environment=baseline.environment,
         results=(*measured, *others),
     )
+
+
+def _print(
+    report: Report,
+    baseline: Baseline,
+    request: RunRequest,
+    known: Mapping[str, RowSpec],
+) -> None:
+    """Print rows of a baseline, and their noise.
+
+    Noise is estimated from all of its rows, as in a run. `known` are the rows of all
+    sets by id.
+    """
     print_report(report, request)
+    ids = {result.id for result in report.results if result.measurement is not None}
     for line in describe_speeds(baseline, known, request.limits, ids=ids):
         print(line)

@@ -44,14 +44,18 @@ def end(
         print(line)
     if request.print_results:
         print(to_line(report))
-    sys.stdout.flush()
-    for problem in problems:
-        print(f"llama-perf: error: {problem}", file=sys.stderr)
+    code = code_of(problems)
     if interrupted is not None:
         for line in advice:
             # As it is: a command that a terminal's width broke could not be copied.
             print(line, file=sys.stderr)
         return interrupted
-    if report.failed:
-        return 1
+    return 1 if report.failed else code
+
+
+def code_of(problems: Sequence[str]) -> int:
+    """Say which files could not be written, a line each; 2 where there is any, or 0."""
+    sys.stdout.flush()
+    for problem in problems:
+        print(f"llama-perf: error: {problem}", file=sys.stderr)
     return 2 if problems else 0

@@ -7,12 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from llama_perf import report as reports
 from llama_perf.errors import SpecError, UserError
-from llama_perf.files import check_appendable, check_writable, is_absent
+from llama_perf.files import check_apart, check_appendable, check_writable, is_absent
 from llama_perf.rows.bounds import check_bounds
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, RowSpec, check_choice
 from llama_perf.run.numbers import FINITE, WHOLE, Number
+from llama_perf.run.read_options import add_shared
 
 HELP = "generate text with one model and print its speed, as the reference did"
 CHECKPOINT = "checkpoints/meta-llama/Llama-2-7b-chat-hf/model.pth"
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         names = [f"--{name}"] + ["-q"] * (name == "quantization")
         text = f"{text} (default: {default})"
         parser.add_argument(*names, default=default, help=text, **keywords)
+    add_shared(parser, "--report")
 
 
 def repeating_command(arguments: argparse.Namespace) -> str:
@@ -103,8 +106,7 @@ def main(arguments: argparse.Namespace) -> int:
     # It imports torch, and a mistake in the flags is reported sooner without.
     from llama_perf.cli import generate_run
 
-    generate_run.run(row, arguments)
-    return 0
+    return generate_run.run(row, arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> RowSpec:
@@ -113,10 +115,15 @@ def _checked(arguments: argparse.Namespace) -> RowSpec:
     check_choice("precision", arguments.precision, tuple(DTYPE_TOKENS))
     if arguments.memory_profile is not None and arguments.device != "cuda":
         raise SpecError("memory_profile", arguments.memory_profile, "it needs CUDA")
+    arguments.report = [Path(path) for path in arguments.report]
+    reports.check_paths(arguments.report)
+    files = [("report", path) for path in arguments.report]
     for name in ("write_result", "profile", "memory_profile"):
         value = getattr(arguments, name)
         if value is not None:
             check_writable(name, Path(value))
+            files.append((name, Path(value)))
+    check_apart(files)
     if arguments.write_result is not None:
         check_appendable("write_result", Path(arguments.write_result))
     check_bounds("prefill_size", arguments.prefill_size)
@@ -127,6 +134,8 @@ def _checked(arguments: argparse.Namespace) -> RowSpec:
     for name in _UNUSED_BY_TALK if arguments.interactive else ():
         if getattr(arguments, name) != FLAGS[name][0]:
             raise UserError(f"{name}: not with --interactive, which does not use it")
+    if arguments.interactive and arguments.report:
+        raise UserError("report: not with --interactive, which measures nothing")
     row, path = row_of(arguments), arguments.checkpoint_path
     if path == CHECKPOINT and is_absent(Path(path)):
         reason = "no such file; give a checkpoint, or a preset's name, such as 7B, for"

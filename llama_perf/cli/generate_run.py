@@ -10,35 +10,43 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llama_perf import report as reports
 from llama_perf.checkpoints import load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.cli.ending import code_of
 from llama_perf.cli.generate import PROMPT, repeating_command
 from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError, UserError
 from llama_perf.files import append_line, check_new_folder, writing
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
 from llama_perf.report.table import choice_table
 from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.run import Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted, shown
 
 _REFERENCE_VOCABULARY = 1024
 
 
-def run(row: RowSpec, arguments: argparse.Namespace) -> None:
-    """Build the row and measure it; prints what a user follows."""
+def run(row: RowSpec, arguments: argparse.Namespace) -> int:
+    """Build the row and measure it; prints what a user follows.
+
+    Returns 2 where a report could not be written.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     if arguments.save:
         _check_save(row)
     checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
@@ -54,7 +62,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
         tokenizer = tokenizer_of(checkpoint, vocab_size)
     if arguments.interactive:
         _talk(row, tokenizer)
-        return
+        return 0
     if row.linear_causal_mask and row.attention != "sdpa":
         print("(linear_causal_mask: without --attention sdpa there is no mask)")
     prompt = _prompt(arguments, tokenizer, vocab_size or _REFERENCE_VOCABULARY)
@@ -120,6 +128,22 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> None:
         model, source = prepared.engine.model, None if tokenizer is None else checkpoint
         folder = save_model(model, _saved_folder(row), tokenizer=source)
         print(f"saved: {folder.absolute()}")
+    report = _report_of(row, measurement, started)
+    return code_of(reports.write_all(report, arguments.report))
+
+
+def _report_of(row: RowSpec, measurement: Measurement, started: str) -> Report:
+    """The generation as a report of one row, which any row could be."""
+    result = RowResult(
+        id=row.id, row=row, status=Status.MEASURED, measurement=measurement
+    )
+    return Report(
+        started=started,
+        environment=collect(check_device(row.device)),
+        selected=1,
+        results=(result,),
+        note="measured by `llama-perf generate`, which prints means: here are medians",
+    )
 
 
 def tell(text: str) -> None:

@@ -39,11 +39,9 @@ def disturbance_of_trial(trial: Trial, rows: Mapping[str, BaselineRow]) -> str:
 
 
 def undisturbed(
-    confirmation: Confirmation | None, rows: Mapping[str, BaselineRow]
-) -> Confirmation | None:
+    confirmation: Confirmation, rows: Mapping[str, BaselineRow]
+) -> Confirmation:
     """The confirmation without its disturbed processes, and how many those were."""
-    if confirmation is None:
-        return None
     kept, seen = [], []
     for trial in confirmation.fresh:
         if words := disturbance_of_trial(trial, rows):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llama_perf.gate.blocks import BlockTest
 from llama_perf.gate.speed_baseline import Basis, speed_in
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import ProcessSamples
 from llama_perf.results.run import MetricChange, RowResult
 
 
@@ -39,13 +40,15 @@ class Trial:
 class PairsTest:
     """The test of a row by pairs of the baseline's commit with this checkout.
 
-    `base` and `head` are what each side's process measured.
+    `base` and `head` are what each side's first process measured. `processes` are all
+    of the head's.
     """
 
     test: BlockTest
     words: str
     base: Measurement
     head: Measurement
+    processes: tuple[ProcessSamples, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -183,7 +183,8 @@ def judge_speed(
     """
     own = Trial(row=result, unquantized=unquantized)
     disturbance = disturbance_of_trial(own, baseline.rows)
-    confirmation = undisturbed(confirmation, baseline.rows)
+    if confirmation is not None:
+        confirmation = undisturbed(confirmation, baseline.rows)
     known = {}
     for basis in Basis:
         stored, now = baseline.speeds[basis].get(result.id), own.speed(basis)

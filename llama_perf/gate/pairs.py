@@ -25,6 +25,7 @@ from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results import baselines
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import ProcessSamples, samples_of
 from llama_perf.results.run import Comparison, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -55,6 +56,10 @@ class PairedRow:
         """The measurements of a side's processes."""
         results = self.results[side]
         return [result.measurement for result in results if result.measurement]
+
+    def processes(self, side: str) -> tuple[ProcessSamples, ...]:
+        """The main figures of a side's processes."""
+        return tuple(map(samples_of, self.measurements(side)))
 
     def merged(self, side: str) -> baselines.BaselineRow:
         """A side's processes as one row, with the measurement of median speed."""
@@ -108,9 +113,13 @@ class PairsGate:
         measurement = pairs.merged("head").measurement
         result = replace(pairs.results["head"][0], measurement=measurement)
         speed, peak = self._speed(pairs, test), pairs.peak(limits)
-        judged = judge(result, pairs.merged("base"), speed, peak, limits)
+        base = pairs.merged("base")
         judged = replace(
-            judged, change_interval=test.change_interval, pairs=2 * test.blocks
+            judge(result, base, speed, peak, limits),
+            change_interval=test.change_interval,
+            pairs=2 * test.blocks,
+            before=base.before,
+            processes=pairs.processes("head"),
         )
         if judged.verdict is Verdict.UNDECIDED and not self.undecided_fails:
             judged = replace(judged, failed=False)

@@ -12,13 +12,14 @@ from functools import partial
 from operator import itemgetter
 
 from llama_perf.gate import judgements
-from llama_perf.gate.disturbed_rows import bandwidth_share
+from llama_perf.gate.disturbed_rows import bandwidth_share, undisturbed
 from llama_perf.gate.evidence import Confirmation, Judgement
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import relative_change
 from llama_perf.metrics import TOK_S, Rule, metrics_by
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
+from llama_perf.results.processes import ProcessSamples, samples_of
 from llama_perf.results.run import Comparison, MetricChange, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -76,6 +77,7 @@ def compare(
         return incomparable(
             reason=f"{reason} {judgements.describe(rate)}",
             failed=False,
+            before=stored.before,
             changes=(rate, *peak.changes, *_other_changes(now, then, None)),
         )
     limits = judgements.limits_of(result.row, project)
@@ -88,7 +90,12 @@ def compare(
     )
     peak = judgements.judge_peak(now, stored, limits, confirmation)
     judged = judge(result, stored, speed, peak, limits)
-    judged = replace(judged, bandwidth_share=bandwidth_share(now, stored))
+    judged = replace(
+        judged,
+        bandwidth_share=bandwidth_share(now, stored),
+        before=stored.before,
+        processes=_processes(judged, confirmation, baseline),
+    )
     if judged.failed and confirmation is not None and confirmation.pairs is not None:
         # Of the same minutes, and of no other environment.
         pairs = confirmation.pairs
@@ -97,6 +104,23 @@ def compare(
     if judged.verdict is Verdict.UNDECIDED and not undecided_fails:
         return replace(judged, failed=False)
     return judged
+
+
+def _processes(
+    judged: Comparison, confirmation: Confirmation | None, baseline: SpeedBaseline
+) -> tuple[ProcessSamples, ...] | None:
+    """The processes that decided on a doubtful row; None where its own one did.
+
+    On the speed those decide that nothing disturbed, and the head's where pairs ran.
+    """
+    if confirmation is None:
+        return None
+    if confirmation.pairs is not None:
+        return confirmation.pairs.processes or None
+    if judged.suspicious:
+        confirmation = undisturbed(confirmation, baseline.rows)
+    results = (trial.row.measurement for trial in confirmation.fresh)
+    return tuple(samples_of(one) for one in results if one is not None) or None
 
 
 def not_compared(result: RowResult) -> Comparison:

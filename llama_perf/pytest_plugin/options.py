@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import RecordError, SpecError, UserError
-from llama_perf.files import check_writable, is_absent, read_bytes
+from llama_perf.files import check_apart, check_writable, is_absent, read_bytes
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
 from llama_perf.run.options import OPTIONS, RunRequest
@@ -32,12 +32,15 @@ def read_options(config: pytest.Config) -> RunRequest:
     also raised for what would pass in silence or lose results.
     """
     values = {one["dest"]: config.getoption(name) for name, one in OPTIONS.items()}
-    values["compare"] |= bool(config.getoption("benchmark_compare", None))
+    folder = config.invocation_params.dir
+    named = config.getoption("benchmark_compare", None)
+    values["compare"] |= bool(named)
     request = read_request(
         values,
-        folder=config.invocation_params.dir,
+        folder=folder,
         root=config.rootpath,
         default_results=config.rootpath / ".llama-perf" / "last.json",
+        reads=[folder / named] if isinstance(named, str) else [],
     )
     if request.compare:
         _check_compare(config)
@@ -47,6 +50,9 @@ def read_options(config: pytest.Config) -> RunRequest:
     if json_path:
         # pytest-benchmark would fail only after the run.
         check_writable("benchmark-json", Path(json_path))
+        outputs = (request.results, request.markdown, *request.report)
+        own = (("a file of llama-perf's", path) for path in outputs if path)
+        check_apart([("benchmark-json", Path(json_path))], own)
     # pytest-benchmark would look for its storage in the current directory, find
     # nothing there and pass.
     storage, prefix = config.getoption("benchmark_storage", None), "file://"

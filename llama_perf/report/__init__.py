@@ -7,15 +7,15 @@ as they are stored; measures and judges nothing.
 """
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_perf.errors import SpecError
-from llama_perf.files import check_writable, write_atomically
+from llama_perf.errors import SpecError, WriteError, one_line
+from llama_perf.files import check_apart, check_writable, write_atomically
 from llama_perf.report.columns import ALL, Layout
 from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
@@ -114,8 +114,20 @@ def _drawn(document: Any, form: Format, layout: Layout) -> str:
 
 def check_path(path: Path, of: type = Report) -> None:
     """Raise SpecError unless such a document can be written to `path`."""
-    _format_of(path, of).check("report", str(path))
+    format_of(path, of).check("report", str(path))
     check_writable("report", path)
+
+
+def check_paths(
+    paths: Sequence[Path], of: type = Report, *, others: Iterable[tuple[str, Path]] = ()
+) -> None:
+    """Raise SpecError unless such a document can be written to each of `paths`.
+
+    Each is a file of its own: none of `others`, which say in words what each is.
+    """
+    for path in paths:
+        check_path(path, of)
+    check_apart([("report", path) for path in paths], others)
 
 
 def write(document: Any, path: Path, layout: Layout = ALL) -> None:
@@ -123,11 +135,30 @@ def write(document: Any, path: Path, layout: Layout = ALL) -> None:
 
     Raises WriteError.
     """
-    form = _format_of(path, type(document))
+    form = format_of(path, type(document))
     write_atomically(path, _drawn(document, form, layout))
 
 
-def _format_of(path: Path, of: type) -> Format:
+def write_all(document: Any, paths: Iterable[Path], layout: Layout = ALL) -> list[str]:
+    """Write the document to `paths`, which are checked, each in its suffix's format.
+
+    Returns a line for each file that cannot be written. What a format cannot draw costs
+    its file only: the other files, and what is printed, may have hours of measuring.
+    """
+    problems = []
+    for path in paths:
+        try:
+            write(document, path, layout)
+        except WriteError as error:
+            problems.append(str(error))
+        except Exception as error:
+            reason = one_line(f"{type(error).__name__}: {error}")
+            problems.append(f"{path}: cannot be drawn: {reason}")
+    return problems
+
+
+def format_of(path: Path, of: type = Report) -> Format:
+    """The format of a file's suffix; raises SpecError where there is none."""
     for known in _FORMATS[of]:
         if known.suffix == path.suffix:
             return known

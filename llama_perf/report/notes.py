@@ -62,6 +62,8 @@ def notes(report: Report) -> Iterator[str]:
         (result, result.measurement) for result in report.results if result.measurement
     ]
     figures = [measurement for _, measurement in measured]
+    if report.note:
+        yield f"note: {report.note}"
     device = f"device: {environment.device_name} ({environment.device_key})"
     if report.device_bandwidth_gb_s is not None:
         device += f", {report.device_bandwidth_gb_s:.1f} GB/s measured in this run"

@@ -22,8 +22,13 @@ from llama_perf.files import (
 )
 from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.processes import ProcessSamples, deviation, median_speed
-from llama_perf.results.run import Environment, Report, RowResult, Status
+from llama_perf.results.processes import (
+    ProcessSamples,
+    deviation,
+    median_speed,
+    samples_of,
+)
+from llama_perf.results.run import Before, Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_json, from_plain, read_json, record, to_json
 from llama_perf.words import counted
@@ -57,6 +62,18 @@ class BaselineRow:
     def samples(self) -> Sequence[ProcessSamples | Measurement]:
         """The figures of each of its processes, at least one."""
         return self.processes or (self.measurement,)
+
+    @property
+    def before(self) -> Before:
+        """The row as what another one is compared with.
+
+        The GPU's states and the times of single tokens stay in the baseline: in a file
+        of results they would take more room than all the rest of it.
+        """
+        return Before(
+            measurement=replace(self.measurement, card=None, token_ns=None),
+            processes=self.processes or (samples_of(self.measurement),),
+        )
 
 
 @record
@@ -139,9 +156,8 @@ def _contradictions(baseline: Baseline, device_key: str | None) -> Iterator[str]
         yield from contradictions.of_row(row.id, row.fingerprint, row.row, where=where)
         of = f"{where}.measurement"
         yield from contradictions.of_speed(row.measurement, row.row, where=of)
-        for process, figures in enumerate(row.processes or ()):
-            of = f"{where}.processes.{process}"
-            yield from contradictions.of_speed(figures, row.row, where=of)
+        samples = row.processes or ()
+        yield from contradictions.of_speeds(samples, row.row, where=where)
         if row.processes is not None and len(row.processes) < 2:
             yield (
                 f"{where}.processes: {len(row.processes)} of them; allowed: at least 2,"
@@ -151,14 +167,8 @@ def _contradictions(baseline: Baseline, device_key: str | None) -> Iterator[str]
         yield from contradictions.of_processes(
             row.measurement, row.samples, row.between_process_deviation, where=where
         )
-        if row.processes and _samples_of(row.measurement) not in row.processes:
-            yield f"{where}.measurement: its figures are those of none of its processes"
-
-
-def _samples_of(measurement: Measurement) -> ProcessSamples:
-    """The main figures of one process."""
-    names = ProcessSamples.__dataclass_fields__
-    return ProcessSamples(**{name: getattr(measurement, name) for name in names})
+        if row.processes and samples_of(row.measurement) not in row.processes:
+            yield f"{where}.measurement: {contradictions.OF_NO_PROCESS}"
 
 
 def find(folder: Path, device_key: str) -> tuple[Path, Baseline] | None:
@@ -265,7 +275,7 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """A row as it is stored, from one measurement for each of its processes."""
     middle = median_speed(measurements)
     compiled = [one.compile_s for one in measurements if one.compile_s is not None]
-    processes = tuple(map(_samples_of, measurements))
+    processes = tuple(map(samples_of, measurements))
     return BaselineRow(
         id=row.id,
         fingerprint=row.fingerprint,

@@ -57,6 +57,7 @@ def of_row(row_id: str, fingerprint: str, row: RowSpec, *, where: str) -> Iterat
         )
 
 
+OF_NO_PROCESS = "its figures are those of none of its processes"
 _REMEDY = "undo that, or record the row again"
 
 
@@ -80,6 +81,14 @@ def of_speed(measured: Sampled, row: RowSpec, *, where: str) -> Iterator[str]:
         )
 
 
+def of_speeds(
+    processes: Sequence[Sampled], row: RowSpec, *, where: str
+) -> Iterator[str]:
+    """Processes whose speeds do not follow from their samples."""
+    for number, process in enumerate(processes):
+        yield from of_speed(process, row, where=f"{where}.processes.{number}")
+
+
 def of_processes(
     measured: Sampled,
     processes: Sequence[Sampled],
@@ -91,12 +100,6 @@ def of_processes(
 
     That is a deviation that is not theirs, or a speed that is not their median.
     """
-    for name, has in (
-        ("device_bandwidth_gb_s", [one.device_bandwidth_gb_s for one in processes]),
-        ("sample_ns", [one.sample_ns for one in processes]),
-    ):
-        if any(has) and not all(has):
-            yield f"{where}.processes: only some of them have {name}"
     own = deviation(processes)
     close = (
         stored_deviation and own and math.isclose(stored_deviation, own, rel_tol=1e-6)
@@ -106,6 +109,19 @@ def of_processes(
             f"{where}.between_process_deviation: {shown(stored_deviation)} is not"
             f" allowed; that of {counted(len(processes), 'process')} is {shown(own)}"
         )
+    yield from of_middle(measured, processes, where=where)
+
+
+def of_middle(
+    measured: Sampled, processes: Sequence[Sampled], *, where: str
+) -> Iterator[str]:
+    """Processes of which some lack a figure, and a speed that is not their median."""
+    for name, has in (
+        ("device_bandwidth_gb_s", [one.device_bandwidth_gb_s for one in processes]),
+        ("sample_ns", [one.sample_ns for one in processes]),
+    ):
+        if any(has) and not all(has):
+            yield f"{where}.processes: only some of them have {name}"
     middle = median_speed(processes).tok_s
     if measured.tok_s != middle:
         yield (

@@ -6,6 +6,7 @@ from statistics import variance
 from typing import Protocol, TypeVar
 
 from llama_perf.errors import check_not_negative, check_positive
+from llama_perf.results.measurement import Measurement
 from llama_perf.strict_json import record
 
 # Variances of log speeds: no timing repeats to a millionth.
@@ -26,6 +27,12 @@ class ProcessSamples:
         check_not_negative("peak_memory_bytes", self.peak_memory_bytes)
         if self.device_bandwidth_gb_s is not None:
             check_positive("device_bandwidth_gb_s", self.device_bandwidth_gb_s)
+
+
+def samples_of(measurement: Measurement) -> ProcessSamples:
+    """The main figures of the process that took a measurement."""
+    names = ProcessSamples.__dataclass_fields__
+    return ProcessSamples(**{name: getattr(measurement, name) for name in names})
 
 
 class Sampled(Protocol):

@@ -13,7 +13,7 @@ from typing import Literal
 from llama_perf.errors import RecordError, SpecError
 from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.processes import ProcessSamples
+from llama_perf.results.processes import ProcessSamples, samples_of
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import read_json, record
 
@@ -124,9 +124,10 @@ class MetricChange:
 
 @record
 class Before:
-    """What a row was compared with: the stored row, or the other side of its pairs.
+    """What a row was compared with: the stored row, or the base of its pairs.
 
-    `processes` has all of its processes, `measurement` the figures of the middle one.
+    `processes` has all of its processes, `measurement` the figures of the middle one,
+    without the GPU's states and the times of single tokens.
     """
 
     measurement: Measurement
@@ -144,8 +145,10 @@ class Comparison:
     in ten; None if the baseline has too few processes to know. `change_interval` is
     that of the change of tok/s, a share, where `pairs` of processes were compared.
     `bandwidth_share` is the device's bandwidth over the baseline's, where both are
-    known. `before` is what the row was compared with. `processes` are those of this run
-    that decided on the row, None where its own process did.
+    known. `before` is what the row was compared with, None where nothing was: it was
+    not measured, or is another row or has other weights than the stored one.
+    `processes` are those of this run that decided on the row, None where its own
+    process did: the fresh ones, or the head's where pairs ran.
     """
 
     id: str
@@ -235,12 +238,34 @@ def _contradictions(report: Report) -> Iterator[str]:
             yield from contradictions.of_speed(result.measurement, result.row, where=of)
     compared = [comparison.id for comparison in report.comparisons]
     yield from contradictions.of_ids(compared, where="comparisons")
-    for number, row_id in enumerate(compared):
-        if row_id not in ids:
-            yield f"comparisons.{number}.id: {row_id!r} is in no result"
+    rows = {result.id: result.row for result in report.results}
+    for number, comparison in enumerate(report.comparisons):
+        where, row = f"comparisons.{number}", rows.get(comparison.id)
+        if row is None:
+            yield f"{where}.id: {comparison.id!r} is in no result"
+            continue
+        processes = comparison.processes or ()
+        yield from contradictions.of_speeds(processes, row, where=where)
+        if comparison.before is not None:
+            of = f"{where}.before"
+            yield from _contradictions_before(comparison.before, row, where=of)
     # Older files do not say how many were selected.
     if 0 < report.selected < len(ids):
         yield f"selected: {report.selected} rows, and {len(ids)} have results"
+
+
+def _contradictions_before(
+    before: Before, row: RowSpec, *, where: str
+) -> Iterator[str]:
+    now, processes = before.measurement, before.processes
+    yield from contradictions.of_speed(now, row, where=f"{where}.measurement")
+    yield from contradictions.of_speeds(processes, row, where=where)
+    if not processes:
+        yield f"{where}.processes: there is none; allowed: at least 1"
+        return
+    yield from contradictions.of_middle(now, processes, where=where)
+    if samples_of(now) not in processes:
+        yield f"{where}.measurement: {contradictions.OF_NO_PROCESS}"
 
 
 def read_merged(paths: Sequence[Path]) -> Report:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llama_perf.errors import RecordError, UserError, WriteError
 from llama_perf.files import is_absent, write_atomically
+from llama_perf.results.run import Report
 from llama_perf.run.revision import checked_out, run_git
 from llama_perf.strict_json import read_json, record, to_json
 from llama_perf.words import counted
@@ -31,10 +32,11 @@ _WORDS = {Mark.GOOD: "good", Mark.BAD: "bad", Mark.SKIP: "skipped"}
 
 @record
 class Marked:
-    """The word for a commit, and the reason in words."""
+    """The word for a commit, the reason in words, and its row beside the good one's."""
 
     mark: Mark
     reason: str
+    report: Report
 
 
 @record

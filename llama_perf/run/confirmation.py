@@ -143,5 +143,7 @@ def _pairs_with(
         return None, f"no pairs with {name}: {side}: {why}"
     words = f"{change_in_words(test)} against {name} in pairs, {pairs.way}"
     (base, *_), (head, *_) = map(pairs.measurements, SIDES)
-    speed = PairsTest(test=test, words=words, base=base, head=head)
+    speed = PairsTest(
+        test=test, words=words, base=base, head=head, processes=pairs.processes("head")
+    )
     return _Decided(speed, gate.compare(pairs)[1]), ""

@@ -234,13 +234,12 @@ class RunRequest:
 
         Returns a line for each file that cannot be written.
         """
-        problems, layout = [], in_files(self.columns)
-        for path in filter(None, (*self.report, self.markdown)):
+        layout = in_files(self.columns)
+        problems = reports.write_all(results, self.report, layout)
+        if self.markdown is not None:
+            text = reports.draw(results, "markdown", layout)
             try:
-                if path == self.markdown:
-                    write_atomically(path, reports.draw(results, "markdown", layout))
-                else:
-                    reports.write(results, path, layout)
+                write_atomically(self.markdown, text)
             except WriteError as error:
                 problems.append(str(error))
         return problems

@@ -17,7 +17,7 @@ from llama_perf.gate.pairs import (
 )
 from llama_perf.gate.thresholds import found_in_words
 from llama_perf.report.table import shown
-from llama_perf.results.run import Comparison, Report
+from llama_perf.results.run import Comparison, Report, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.options import RunRequest
@@ -66,6 +66,24 @@ def compare_sides(
         return measure_until_decided(row, processes, gate, progress)
 
 
+def with_row(
+    report: Report,
+    result: RowResult,
+    comparison: Comparison,
+    processes: PairedProcesses,
+) -> Report:
+    """The report with one more row, and the environments that both sides ran in."""
+    head = processes.environments.get("head", report.environment)
+    base = processes.environments.get("base", head)
+    return replace(
+        report,
+        environment=head,
+        environment_changes=base.changes(head),
+        results=(*report.results, result),
+        comparisons=(*report.comparisons, comparison),
+    )
+
+
 class PairedRun:
     """The rows of a comparison by pairs, one after another, and their verdicts.
 
@@ -100,15 +118,8 @@ class PairedRun:
                 found = found_in_words(test.minimum_detectable)
                 figures += f"  ({described(test)}; {found})"
             running.end(figures, word, style, counted=result.measurement is not None)
-        report = self.report
-        environments = self._processes.environments
-        head = environments.get("head", report.environment)
         self.report = replace(
-            report,
-            environment=head,
-            environment_changes=environments.get("base", head).changes(head),
-            results=(*report.results, result),
-            comparisons=(*report.comparisons, comparison),
+            with_row(self.report, result, comparison, self._processes),
             overall=overall(self._tests) if len(self._tests) > 1 else None,
         )
         self.file.write(self.report)

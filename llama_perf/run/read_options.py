@@ -4,14 +4,20 @@
 """
 
 import argparse
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llama_perf import report as reports
 from llama_perf.errors import SpecError, UserError
-from llama_perf.files import check_readable_folder, check_writable, check_writable_anew
-from llama_perf.results.baselines import baselines_folder
+from llama_perf.files import (
+    check_apart,
+    check_readable_folder,
+    check_writable,
+    check_writable_anew,
+)
+from llama_perf.results.baselines import FILE_NAME, baselines_folder
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.run.options import OPTIONS, RunRequest
 
@@ -36,9 +42,15 @@ def add_shared(
 
 
 def request_of(
-    arguments: argparse.Namespace, *, new_baselines: bool = False
+    arguments: argparse.Namespace,
+    *,
+    new_baselines: bool = False,
+    reads: Sequence[Path] = (),
 ) -> RunRequest:
-    """Read a command's arguments; an option that it lacks has its default."""
+    """Read a command's arguments; an option that it lacks has its default.
+
+    `reads` are files of the command's own that it reads.
+    """
     values = {
         option["dest"]: getattr(arguments, option["dest"], option["default"])
         for option in OPTIONS.values()
@@ -48,6 +60,7 @@ def request_of(
         folder=Path(),
         root=baselines_folder().parent,
         new_baselines=new_baselines,
+        reads=reads,
     )
 
 
@@ -58,14 +71,16 @@ def read_request(
     root: Path,
     default_results: Path | None = None,
     new_baselines: bool = False,
+    reads: Sequence[Path] = (),
 ) -> RunRequest:
     """Turn the value of each option into a request; raises UserError.
 
     Paths are relative to `folder`. `root` is the project, with `baselines/` and the
     `pyproject.toml` that may set limits. It is also an error where the results or the
     report cannot be written, but for `default_results`, which nobody named. Their
-    folder is made. A folder of baselines that is named has to be there, unless it may
-    be new.
+    folder is made. Each is a file of its own, and none that is read: the rows, a
+    baseline, or one of `reads`. A folder of baselines that is named has to be there,
+    unless it may be new.
     """
     print_results = values["results"] == "-"
     results_named = values["results"] is not None
@@ -91,10 +106,19 @@ def read_request(
     if request.results_named and request.results is not None:
         made = default_results is not None
         (check_writable_anew if made else check_writable)("results", request.results)
-    for path in request.report:
-        reports.check_path(path)
+    reports.check_paths(request.report)
     if request.markdown is not None:
         check_writable("markdown", request.markdown)
+    named = [("results", request.results), ("markdown", request.markdown)]
+    named += [("report", path) for path in request.report]
+    inputs = [("a file that is read", path) for path in reads]
+    if request.rows is not None:
+        inputs.append(("the file of --rows", request.rows))
+    # Where the folder cannot be listed, whoever reads it gets the reason.
+    with suppress(OSError, ValueError):
+        stored = request.baselines.glob(f"*/{FILE_NAME}")
+        inputs += [("a baseline", path) for path in stored]
+    check_apart(named, inputs)
     return request
 
 

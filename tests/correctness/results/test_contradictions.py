@@ -205,7 +205,11 @@ def test_fingerprints_stay_as_they_are_stored() -> None:
     assert whole.fingerprint == RowSpec(model="tiny", temperature=1.0).fingerprint
 
 
-REPORT = report_of(measured(), measured(OTHER))
+REPORT = report_of(
+    measured(), measured(OTHER), comparisons=(compare(measured(), STORED),)
+)
+BEFORE = "comparisons.0.before"
+PROCESS: Any = json.loads(to_json(STORED.rows[0].samples[1]))
 SAME: Any = {"verdict": "SAME", "reason": "", "failed": False}
 
 
@@ -215,7 +219,7 @@ SAME: Any = {"verdict": "SAME", "reason": "", "failed": False}
         (
             {"results.0.row.max_new_tokens": 300},
             f"results.0.id: {CPU_ROW.id!r} is not the id of its row, {LONGER.id!r}: one"
-            f" of them was edited; {REMEDY} (and 1 more)",
+            f" of them was edited; {REMEDY} (and 7 more)",
         ),
         (
             {"results.1": json.loads(to_json(measured()))},
@@ -233,6 +237,33 @@ SAME: Any = {"verdict": "SAME", "reason": "", "failed": False}
         (
             {"results.0.status": "INVALID"},
             "results.0.status: INVALID with a measurement",
+        ),
+        (
+            {f"{BEFORE}.measurement.tok_s": 200.0},
+            f"{BEFORE}.measurement.tok_s: 200.0 does not follow from its samples: they"
+            " have 100.0 (and 2 more)",
+        ),
+        (
+            {f"{BEFORE}.processes.1.tok_s": 200.0},
+            f"{BEFORE}.processes.1.tok_s: 200.0 does not follow from its samples: they"
+            " have 100.0 (and 2 more)",
+        ),
+        (
+            {f"{BEFORE}.processes.3.sample_ns": []},
+            f"{BEFORE}.processes: only some of them have sample_ns",
+        ),
+        (
+            {f"{BEFORE}.measurement.peak_memory_bytes": 1},
+            f"{BEFORE}.measurement: its figures are those of none of its processes",
+        ),
+        (
+            {f"{BEFORE}.processes": []},
+            f"{BEFORE}.processes: there is none; allowed: at least 1",
+        ),
+        (
+            {"comparisons.0.processes": [PROCESS | {"tok_s": 9.0}]},
+            "comparisons.0.processes.0.tok_s: 9.0 does not follow from its samples:"
+            " they have 100.0",
         ),
         (
             {"comparisons": [SAME | {"id": "gone"}]},

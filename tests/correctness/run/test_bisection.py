@@ -7,9 +7,11 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.run.bisection import Mark, Marked, bisect
 from tests.correctness.support.git_commands import git
+from tests.correctness.support.record_samples import measured, report_of
 
 COMMITS = 12
 SLOW_FROM = 8
+REPORT = report_of(measured())
 
 
 @pytest.fixture
@@ -42,9 +44,9 @@ class Question:
         number = self.commits.index(commit)
         self.asked.append(number)
         if number in self.broken:
-            return Marked(mark=Mark.SKIP, reason="it does not run")
-        bad = number >= SLOW_FROM
-        return Marked(mark=Mark.BAD if bad else Mark.GOOD, reason=f"number {number}")
+            return Marked(mark=Mark.SKIP, reason="it does not run", report=REPORT)
+        mark = Mark.BAD if number >= SLOW_FROM else Mark.GOOD
+        return Marked(mark=mark, reason=f"number {number}", report=REPORT)
 
     def answer(self, good: int = 0, bad: int = COMMITS - 1) -> list[int]:
         found, _ = bisect(

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from llama_perf.gate.evidence import Trial
-from llama_perf.results.run import Comparison, Verdict
+from llama_perf.results.run import Comparison, Verdict, read_report
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import compared_run, confirmation
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.options import RunRequest
+from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
     ALIKE,
     CPU_ROW,
@@ -22,6 +23,7 @@ from tests.correctness.support.record_samples import (
     baseline_of,
     baseline_of_processes,
     measured,
+    report_of,
 )
 from tests.correctness.support.terminals import quiet
 
@@ -111,3 +113,17 @@ def test_a_run_asks_of_each_worse_row_whether_the_base_was_so(
     ):
         run.add(result, running=Mock())
     assert blamed == asked
+
+
+@pytest.mark.usefixtures("this_device")
+def test_a_resumed_run_stores_what_its_rows_were_compared_with(tmp_path: Path) -> None:
+    results = tmp_path / "run.json"
+    results.write_text(to_json(report_of(measured())), encoding="utf-8")
+    request = RunRequest(
+        set="cpu", compare=True, baselines=tmp_path, results=results, resume=True
+    )
+    run = ComparedRun([CPU_ROW], request, named=("made up", STORED), display=quiet())
+    run.run_row(CPU_ROW)
+    (comparison,) = read_report(results).comparisons
+    assert comparison.verdict is Verdict.SAME
+    assert comparison.before == STORED.rows[0].before

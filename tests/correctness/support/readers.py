@@ -196,7 +196,9 @@ def _launches(folder: Path) -> Path:
 
 
 def _bisection(folder: Path) -> Path:
-    state = Bisection(marked={"0" * 40: Marked(mark=Mark.BAD, reason="slower")})
+    report = record_samples.report_of(record_samples.measured())
+    marked = Marked(mark=Mark.BAD, reason="slower", report=report)
+    state = Bisection(marked={"0" * 40: marked})
     return _text("bisect.json", to_json(state))(folder)
 
 
