@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -16,7 +17,7 @@ from llama_perf.report.columns import ALL, NOTHING, Column, Layout, fitting, lin
 from llama_perf.report.table import short_names
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
-from llama_perf.strict_json import to_json, to_line
+from llama_perf.strict_json import to_json
 from llama_perf.words import counted
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -64,27 +65,38 @@ def as_markdown(trends: Trends, layout: Layout = ALL) -> str:
 
 @report_format("jsonl", ".jsonl", of=Trends)
 def as_jsonl(trends: Trends) -> str:
-    """A line for each row, with all of its runs and change points."""
-    return "".join(f"{to_line(trend)}\n" for trend in trends.rows)
-
-
-_WORDS = [field.name for field in fields(HistoryLine)][2:]
+    """An object for each row and run; null stands for a figure that is not known."""
+    return "".join(
+        f"{json.dumps(line, allow_nan=False)}\n" for line in _flat_lines(trends)
+    )
 
 
 @report_format("csv", ".csv", of=Trends)
 def as_csv(trends: Trends) -> str:
-    """A line for each row and run, with the change that began there, a share."""
+    """A line for each row and run; an empty cell stands for what is not known."""
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["device_key", *_WORDS, "tok_s_change", "peak_memory_change"])
+    names = ["device_key", *_FIELDS, *_CHANGES.values()]
+    lines = csv.DictWriter(text, names, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(_flat_lines(trends))
+    return text.getvalue()
+
+
+# All but those that say what kind of line it is.
+_FIELDS = [field.name for field in fields(HistoryLine)][2:]
+_CHANGES = {TOK_S.title: "tok_s_change", PEAK_MEMORY.title: "peak_memory_change"}
+
+
+def _flat_lines(trends: Trends) -> Iterator[dict[str, object]]:
+    """The fields of each line, and the changes that began in its run, as shares."""
     for trend in trends.rows:
         began = {(one.after.started, one.metric): one.change for one in trend.changes}
         for line in trend.lines:
-            figures = [getattr(line, name) for name in _WORDS]
-            figures = [getattr(one, "value", one) for one in figures]
-            changes = [began.get((line.started, title)) for title in METRICS]
-            lines.writerow([trend.device_key, *figures, *changes])
-    return text.getvalue()
+            flat = {name: getattr(line, name) for name in _FIELDS}
+            flat["verdict"] = None if line.verdict is None else line.verdict.value
+            for title, name in _CHANGES.items():
+                flat[name] = began.get((line.started, title))
+            yield {"device_key": trend.device_key, **flat}
 
 
 @report_format("html", ".html", of=Trends, needs=("jinja2", "vl_convert"))
