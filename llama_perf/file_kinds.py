@@ -25,10 +25,17 @@ _DIFF = (
     "it is a comparison that `llama-perf diff` wrote, which nothing reads again; give"
     " the files that it compared"
 )
+_HISTORY = (
+    "it is a device's history: `llama-perf history show --history FOLDER` draws those"
+    " of a folder"
+)
+_TRENDS = "it has the trends that `llama-perf history show` draws, for other programs"
 _BY_KIND = {
     "llama-perf baseline": _BASELINE,
     "llama-perf report": _REPORT,
     "llama-perf diff": _DIFF,
+    "llama-perf history": _HISTORY,
+    "llama-perf trends": _TRENDS,
 }
 
 
@@ -45,8 +52,15 @@ def described_text(text: str) -> str | None:
     try:
         # TOML never begins with a brace.
         if text.lstrip().startswith("{"):
-            document = json.loads(text)
-            return described(document) if isinstance(document, dict) else None
+            return _described_json(text.lstrip())
         return _ROWS if "row" in tomllib.loads(text) else None
     except (ValueError, RecursionError):
         return None
+
+
+def _described_json(text: str) -> str | None:
+    document, end = json.JSONDecoder().raw_decode(text)
+    if text[end:].strip() and document.get("kind") != "llama-perf history":
+        # Only a history has a document in each line.
+        return None
+    return described(document)

@@ -13,12 +13,18 @@ from pydantic import TypeAdapter
 
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.diff import Diff
+from llama_perf.results.history import HistoryLine
 from llama_perf.results.run import Report
 from scripts import ROOT
 
 FOLDER = ROOT / "docs" / "schema"
 COMMAND = "python -m scripts.doc_schema --write"
-TYPES = {"results.json": Report, "baseline.json": Baseline, "diff.json": Diff}
+TYPES = {
+    "results.json": Report,
+    "baseline.json": Baseline,
+    "diff.json": Diff,
+    "history.json": HistoryLine,
+}
 """The type that each file of `docs/schema/` describes."""
 
 

@@ -19,6 +19,7 @@ from llama_perf.cli import (
     diff,
     doctor,
     generate,
+    history,
     report,
     rows,
     run,
@@ -30,7 +31,8 @@ from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
 
 MODULES = (
-    *(generate, rows, run, compare, bisect, baseline, report, diff, tune, doctor),
+    *(generate, rows, run, compare, bisect, baseline, report, diff, history, tune),
+    doctor,
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 

@@ -25,7 +25,7 @@ _TIMES = "{:.2f}x"
 _ROW = "row"
 # The space between two columns, and what tabulate adds to a header.
 _GAP, _PADDING = 2, 2
-LEAST_NAME = 26
+_LEAST_NAME = 26
 """The most characters of a row's name in a line of a table that has to fit: a longer
 one is written on several lines."""
 # What a narrow table has, as far as there is room. It leaves out empty columns.
@@ -116,18 +116,32 @@ def columns(report: Report, names: Sequence[str], layout: Layout) -> list[Column
         others = [known[name] for name in layout.names if name != _ROW]
         return [known[_ROW], *others]
     usual = [column for column in known.values() if column.is_usual]
-    if layout.width is None or _width(usual) <= layout.width:
-        return usual
-    room = layout.width - min(known[_ROW].width - _GAP, LEAST_NAME)
-    fitting = {_ROW}
-    for name in _BY_IMPORTANCE:
+    return fitting(usual, known[_ROW], _BY_IMPORTANCE, layout.width)
+
+
+def fitting(
+    usual: Sequence[Column],
+    row: Column,
+    by_importance: Sequence[str],
+    width: int | None,
+) -> list[Column]:
+    """The columns that fit into `width`, in their order; all where it is None.
+
+    `row` is always there, the others `by_importance`; an empty one is left out.
+    """
+    if width is None or _width(usual) <= width:
+        return list(usual)
+    known = {column.name: column for column in usual}
+    room = width - min(row.width - _GAP, _LEAST_NAME)
+    chosen = {row.name}
+    for name in by_importance:
         if all(cell == NOTHING for cell in known[name].cells):
             continue
         room -= known[name].width
         if room < 0:
             break
-        fitting.add(name)
-    return [column for name, column in known.items() if name in fitting]
+        chosen.add(name)
+    return [column for name, column in known.items() if name in chosen]
 
 
 def lines_of(chosen: Sequence[Column], width: int | None) -> Iterator[tuple[str, ...]]:
@@ -136,7 +150,7 @@ def lines_of(chosen: Sequence[Column], width: int | None) -> Iterator[tuple[str,
     The rest of a name begins at a dot, and its line has no figures.
     """
     others = chosen[1:]
-    room = None if width is None else max(width - _width(others) - _GAP, LEAST_NAME)
+    room = None if width is None else max(width - _width(others) - _GAP, _LEAST_NAME)
     for name, *cells in zip(*(column.cells for column in chosen), strict=True):
         first, *rest = _parts(name, room or len(name))
         yield first, *cells

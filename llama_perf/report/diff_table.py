@@ -10,7 +10,8 @@ from string import ascii_uppercase
 
 from llama_perf.errors import SpecError
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule
-from llama_perf.report.columns import DISTURBED, LEAST_NAME, NOTHING, Column
+from llama_perf.report import columns
+from llama_perf.report.columns import DISTURBED, NOTHING, Column
 from llama_perf.report.table import row_names
 from llama_perf.results.diff import Diff, DiffMetric, DiffRow
 from llama_perf.results.run import Status
@@ -70,8 +71,6 @@ _BY_IMPORTANCE = (
 
 def fitting(chosen: Sequence[Column], width: int | None) -> list[Column]:
     """The columns that fit in so many characters, the most important first."""
-    if width is None or sum(column.width for column in chosen) <= width:
-        return list(chosen)
 
     def importance(column: Column) -> int:
         return next(
@@ -80,13 +79,9 @@ def fitting(chosen: Sequence[Column], width: int | None) -> list[Column]:
             if column.name.startswith(name)
         )
 
-    room, kept = width - LEAST_NAME, {"row"}
-    for column in sorted(chosen[1:], key=importance):
-        room -= column.width
-        if room < 0:
-            break
-        kept.add(column.name)
-    return [column for column in chosen if column.name in kept]
+    row, *others = chosen
+    ordered = [column.name for column in sorted(others, key=importance)]
+    return columns.fitting(chosen, row, ordered, width)
 
 
 def _of_metric(diff: Diff, metric: Metric) -> Iterator[Column]:

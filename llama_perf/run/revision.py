@@ -35,6 +35,19 @@ def file_at(commit: str, path: str, *, root: Path) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def commits_between(old: str, new: str, *, root: Path = CHECKOUT) -> list[str] | None:
+    """The commits after `old` up to `new`, the newest first, each as one line.
+
+    None where the checkout lacks one of them, or there is no git.
+    """
+    try:
+        ends = [resolve(commit, root=root) for commit in (old, new)]
+    except UserError:
+        return None
+    done = run_git(root, "log", "--oneline", "..".join(ends))
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
 @contextmanager
 def checked_out(commit: str, *, root: Path = CHECKOUT) -> Iterator[Path]:
     """Give a folder with the files of `commit`, which is deleted afterwards.

@@ -10,7 +10,8 @@ import pytest
 from llama_perf.gate.diff import diff_of
 from llama_perf.results import recording
 from llama_perf.results.baselines import path_of
-from llama_perf.strict_json import to_json
+from llama_perf.results.history import lines_of
+from llama_perf.strict_json import to_json, to_line
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.plugin_project import ROWS, Project
 from tests.correctness.support.record_samples import (
@@ -29,6 +30,10 @@ KINDS = {
     "baseline": (to_json(BASELINE), "it is a baseline: `llama-perf diff FILE OTHER` c"),
     "diff": (to_json(DIFF), "it is a comparison that `llama-perf diff` wrote, which n"),
     "results": (to_json(RESULTS), "it has the results of a run: `llama-perf report FI"),
+    "history": (
+        "".join(f"{to_line(line)}\n" for line in lines_of(RESULTS) * 2),
+        "it is a device's history: `llama-perf history show --history FOLDER` draws",
+    ),
     "rows": (ROWS, "it is a file of rows: `llama-perf rows --rows FILE` lists them"),
     "save": (
         json.dumps({**SAVE, "llama_perf": json.loads(to_json(BASELINE))}),

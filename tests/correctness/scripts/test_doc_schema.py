@@ -10,9 +10,10 @@ from jsonschema import Draft202012Validator
 
 from llama_perf.gate.diff import diff_of
 from llama_perf.results import baselines, recording
+from llama_perf.results.history import lines_of
 from llama_perf.results.run import Verdict
 from llama_perf.rows.limit_overrides import Limits
-from llama_perf.strict_json import to_json
+from llama_perf.strict_json import to_json, to_line
 from scripts.doc_schema import COMMAND, FOLDER, drawn, main
 from tests.correctness.support.plugin_project import Project
 from tests.correctness.support.record_samples import (
@@ -94,6 +95,15 @@ def test_a_comparison_is_what_the_schema_says() -> None:
         recording.of_report(run, source="new"),
     )
     assert problems("diff.json", json.loads(to_json(diff_of(sides)))) == []
+
+
+def test_a_line_of_a_history_is_what_the_schema_says() -> None:
+    stored = baseline_of(measured(ROW))
+    slow = measured(ROW, tok_s=60.0, neighbours=("4242",))
+    for run in (report_of(slow, comparisons=(compare(slow, stored),)), report_of(slow)):
+        (line,) = lines_of(run)
+        assert problems("history.json", json.loads(to_line(line))) == []
+    assert problems("history.json", {}) != []
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llama_perf.errors import UserError
 from llama_perf.kernels import launch_table
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.autoquant import choose
-from llama_perf.results import baselines, recording
+from llama_perf.results import baselines, history, recording
 from llama_perf.results.run import read_merged
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.selection import load_file
@@ -33,6 +33,13 @@ from llama_perf.strict_json import read_json, to_json
 from tests.correctness.checkpoints import test_gguf
 from tests.correctness.support import record_samples, tokenizer_samples
 from tests.correctness.support import weights_samples as samples
+from tests.correctness.support.record_files import (
+    baseline_file,
+    history_file,
+    pytest_save,
+    results_file,
+    text_file,
+)
 
 CPU = torch.device("cpu")
 TEXT = "Hello the user 123\n\n  using it"
@@ -75,14 +82,6 @@ class Reader:
     with_part: Callable[[bytes, bytes], bytes] = lambda _, part: part
 
 
-def _text(name: str, text: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / name).write_text(text, encoding="utf-8")
-        return folder / name
-
-    return make
-
-
 def _weights(path: Path) -> object:
     return samples.read_all(path)
 
@@ -108,27 +107,6 @@ def _tokens(path: Path) -> object:
 
 def _chat(path: Path) -> object:
     return encode_chat(load_tokenizer(path), [Message("user", TEXT)])
-
-
-def _baseline(folder: Path) -> Path:
-    fast, slow = record_samples.ALIKE[:2], (50.0, 51.0)
-    rows = {record_samples.CPU_ROW: fast, record_samples.OTHER: slow}
-    baseline = record_samples.baseline_of_processes(rows)
-    return record_samples.stored_in(folder, baseline)
-
-
-def _save(folder: Path) -> Path:
-    section = _baseline(folder).read_text(encoding="utf-8")
-    return _text("save.json", f'{{"benchmarks": [], "llama_perf": {section}}}')(folder)
-
-
-def _results(folder: Path) -> Path:
-    measured = record_samples.measured()
-    result = record_samples.compare(
-        measured, record_samples.baseline_of(record_samples.measured())
-    )
-    report = record_samples.report_of(measured, comparisons=(result,))
-    return _text("results.json", to_json(report))(folder)
 
 
 def _hugging_face(folder: Path, *, shards: int = 1) -> Path:
@@ -184,7 +162,7 @@ def _saved(folder: Path, *, name: str, scheme: str, kernels: str = "native") -> 
 
 def _times(folder: Path) -> Path:
     machines = {"cpu, 2 threads": {"int8wo 1x4096x11008 float32 compiled": 12.5}}
-    return _text("times.json", to_json(choose.TimesFile(machines=machines)))(folder)
+    return text_file("times.json", to_json(choose.TimesFile(machines=machines)))(folder)
 
 
 def _launches(folder: Path) -> Path:
@@ -192,14 +170,14 @@ def _launches(folder: Path) -> Path:
         block_u=8, splits=2, warps=4, stages=1, us=1.5, rule_us=2.0
     )
     table = launch_table.LaunchTable(devices={"cuda-some": {"key": choice}})
-    return _text("launch_table.json", to_json(table))(folder)
+    return text_file("launch_table.json", to_json(table))(folder)
 
 
 def _bisection(folder: Path) -> Path:
     report = record_samples.report_of(record_samples.measured())
     marked = Marked(mark=Mark.BAD, reason="slower", report=report)
     state = Bisection(marked={"0" * 40: marked})
-    return _text("bisect.json", to_json(state))(folder)
+    return text_file("bisect.json", to_json(state))(folder)
 
 
 def pickle_of(file: bytes) -> bytes:
@@ -269,12 +247,13 @@ def _unsaved(folder: Path, *, name: str) -> Path:
 PICKLED: dict[str, Any] = {"part_of": pickle_of, "with_part": with_pickle}
 JSON: dict[str, Any] = {"form": "json"}
 READERS: dict[str, Reader] = {
-    "baseline": Reader(make=_baseline, read=baselines.read, **JSON),
-    "save": Reader(make=_save, read=recording.read, **JSON),
-    "results": Reader(make=_results, read=lambda path: read_merged([path]), **JSON),
-    "rows": Reader(make=_text("rows.toml", ROWS_TOML), read=load_file, form="toml"),
+    "baseline": Reader(make=baseline_file, read=baselines.read, **JSON),
+    "save": Reader(make=pytest_save, read=recording.read, **JSON),
+    "results": Reader(make=results_file, read=lambda path: read_merged([path]), **JSON),
+    "history": Reader(make=history_file, read=history.read, **JSON),
+    "rows": Reader(make=text_file("rows.toml", ROWS_TOML), read=load_file, form="toml"),
     "pyproject": Reader(
-        make=_text("pyproject.toml", LIMITS_TOML), read=project_limits, form="toml"
+        make=text_file("pyproject.toml", LIMITS_TOML), read=project_limits, form="toml"
     ),
     "config": Reader(make=_hugging_face_config, read=_from_folder, **JSON),
     "params": Reader(make=partial(_pth, name="params.json"), read=_from_folder, **JSON),
