@@ -15,6 +15,7 @@ from typing import NoReturn
 from llama_perf.cli import (
     baseline,
     bisect,
+    comment,
     compare,
     doctor,
     generate,
@@ -28,7 +29,10 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
 
-MODULES = (generate, rows, run, compare, bisect, baseline, report, tune, doctor)
+MODULES = (
+    *(generate, rows, run, compare, bisect, baseline, report, comment, tune),
+    doctor,
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
