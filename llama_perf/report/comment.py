@@ -190,9 +190,8 @@ def plain(text: str) -> str:
     GitHub finds `@name` and `#12` in the text that it shows, so a space without width
     stands after those signs.
     """
-    text = " ".join(text.split())
-    text = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", text)
-    return re.sub(r"[@#](?=\w)", lambda found: f"{found[0]}\u200b", text)
+    text = re.sub(r"[@#](?=\w)", lambda found: f"{found[0]}\u200b", text)
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
 def code(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def words(folder: Path, *options: str, slower: bool = True) -> list[str]:
     return ["comment", str(path), "--pr", "7", "--repo", "o/r", *options]
 
 
-FOUND = {
+FOUND: dict[str, tuple[list[list[dict[str, Any]]], int | None]] = {
     "none": ([[]], None),
     "another's": ([[comment_of(3, OLD, "somebody")]], None),
     "no marker": ([[comment_of(3, f"> {MARKER}"), comment_of(4, "")]], None),

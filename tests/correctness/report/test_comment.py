@@ -1,5 +1,6 @@
 """What a comment on a pull request says, and that it stays within GitHub's limit."""
 
+import html
 import re
 from dataclasses import replace
 
@@ -75,11 +76,14 @@ EVIL = "@octocat broke #12 | <img src=x> `a` [b](http://c) *d* _e_ a\\|b\n\n# f 
 
 
 @pytest.mark.parametrize(
-    "sign", ["<img", "@octocat", "#12", "http://", "](", "*d*", "`"]
+    "sign", ["<img", "@octocat", "broke #12", "http://", "](", "*d*", "`"]
 )
 def test_the_text_of_others_is_only_text(sign: str) -> None:
     assert sign not in plain(EVIL)
     assert "\n" not in plain(EVIL)
+    # As a reader sees it.
+    words = html.unescape(plain(EVIL)).replace("\u200b", "")
+    assert words == " ".join(EVIL.split())
 
 
 def test_names_and_reasons_break_no_line_and_no_cell() -> None:
