@@ -25,7 +25,7 @@ _QUIET = {Verdict.SAME, Verdict.NOT_COMPARED, Verdict.NO_BASELINE, Verdict.NOT_R
 _COLUMNS = ("tok/s", "change", "spread", "peak", "peak-change", "verdict")
 _BY_TITLE = {metric.title: metric for metric in METRICS}
 # These characters mean something in markdown or HTML.
-_SPECIAL = re.compile(r"[&<>|\\`*_~\[\]$:]")
+_SPECIAL = re.compile(r"[&<>|\\`*_~\[\]$]|:(?=//)|(?<=\bwww)\.")
 
 
 def marker(name: str) -> str:
@@ -57,6 +57,8 @@ def body(report: Report, *, name: str, link: str | None = None) -> str:
     head = f"**{counted(len(failed), 'row')} failed**" if failed else "No row failed"
     where = "" if link is None else f" [The run and its files]({link})."
     lines += [f"{head}: {summary(report)}.{where}", ""]
+    if report.note:
+        lines += [plain(report.note), ""]
     if report.overall:
         lines += [f"Overall: {plain(report.overall)}", ""]
     page = _Page(lines)
@@ -67,9 +69,11 @@ def body(report: Report, *, name: str, link: str | None = None) -> str:
     ):
         entries = [_entry(result, end, report.again) for result, end in chosen]
         page.section([f"#### {title}", ""], entries, [""], _left_of_list)
-    common, *rows = _table(report)
+    names, shared = row_names([result.row for result in report.results])
+    common = [f"Every row: {code(shared)}", ""] if shared else []
+    rows = list(_table(report, names))
     page.section(
-        ["<details><summary>Every row</summary>", "", common, "", *rows[:2]],
+        ["<details><summary>Every row</summary>", "", *common, *rows[:2]],
         [[line] for line in rows[2:]],
         ["", "</details>"],
         _left_of_table,
@@ -155,7 +159,8 @@ def _entry(result: RowResult, end: Comparison, again: Sequence[str]) -> list[str
 def _figures(end: Comparison) -> Iterator[str]:
     better = end.verdict in _BETTER
     for change in end.changes:
-        if not (change.worse or better):
+        # What has no limit explains a row, and decides nothing.
+        if not (change.worse or (better and change.limit is not None)):
             continue
         metric = _BY_TITLE.get(change.metric)
         show: Callable[[float], str] = metric.shown if metric else "{:.3f}".format
@@ -168,10 +173,8 @@ def _figures(end: Comparison) -> Iterator[str]:
         yield f"95 % interval of the speed {low:+.1%} to {high:+.1%}{pairs}"
 
 
-def _table(report: Report) -> Iterator[str]:
-    """What all rows share, then the lines of the table, of which two are its head."""
-    names, common = row_names([result.row for result in report.results])
-    yield f"Every row: {code(common)}" if common else ""
+def _table(report: Report, names: Sequence[str]) -> Iterator[str]:
+    """The lines of the table: its header, the line below it, its rows."""
     chosen = columns(report, names, Layout(names=_COLUMNS))
     yield _line([column.header for column in chosen])
     yield "|" + "".join("--:|" if column.is_figure else ":--|" for column in chosen)

@@ -109,8 +109,9 @@ def _gh(*words: str, text: str | None = None) -> list[Any]:
         lines = done.stderr.strip().splitlines() or ["it gave no reason"]
         raise UserError(f"comment: {' '.join(command[:4])}: {lines[0]}")
     try:
-        return parse_pages(done.stdout)
+        pages = parse_pages(done.stdout)
     except ValueError:
-        raise UserError(
-            f"comment: {' '.join(command[:4])}: its answer is no JSON"
-        ) from None
+        pages = []
+    if not pages:
+        raise UserError(f"comment: {' '.join(command[:4])}: its answer is no JSON")
+    return pages

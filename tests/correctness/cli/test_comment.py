@@ -114,6 +114,15 @@ def test_what_gh_refuses_is_one_line(
     assert message.endswith(f": {REFUSALS[part]}")
 
 
+@pytest.mark.parametrize("answer", [" ", "<html>"])
+def test_an_answer_that_is_no_json_is_one_line(
+    tmp_path: Path, gh: MadeUpGh, cli: CommandLine, answer: str
+) -> None:
+    gh.answer([], sent=answer)
+    message = cli.refusal(*words(tmp_path))
+    assert message == "comment: gh api --method POST: its answer is no JSON"
+
+
 def test_without_gh_the_request_is_written(
     tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def slower(share: float, *, pairs: int | None = None) -> Comparison:
         baseline=100.0,
         current=100 * (1 + share),
         change=share,
-        limit=None if pairs else 0.05,
+        limit=0.05,
         worse=share < 0,
     )
     return Comparison(
@@ -72,11 +72,11 @@ def test_pairs_have_their_interval_and_a_gain_its_own_part() -> None:
     assert f"#### Better\n\n- **FASTER** `{CPU_ROW.id}`: tok/s +10.0%" in text
 
 
-EVIL = "@octocat broke #12 | <img src=x> `a` [b](http://c) *d* _e_ a\\|b\n\n# f $g$"
+EVIL = "@octocat broke #12 | <img src=x> `a` [b](http://c) www.e.f *d* a\\|b\n\n# f $g$"
 
 
 @pytest.mark.parametrize(
-    "sign", ["<img", "@octocat", "broke #12", "http://", "](", "*d*", "`"]
+    "sign", ["<img", "@octocat", "broke #12", "http://", "www.", "](", "*d*", "`"]
 )
 def test_the_text_of_others_is_only_text(sign: str) -> None:
     assert sign not in plain(EVIL)
@@ -120,6 +120,11 @@ def test_a_comment_is_within_the_limit_and_says_what_it_leaves_out(
     assert (left in text) == (in_table < count)
     assert shown == 3 or in_table < count
     assert text.count("<details>") == text.count("</details>")
+
+
+def test_a_note_on_the_whole_run_is_shown() -> None:
+    report = report_of(measured(), comparisons=(slower(-0.2),), note="made up: <all>")
+    assert "\nmade up: &#60;all&#62;\n" in body(report, name="a")
 
 
 def test_a_run_that_stopped_says_so() -> None:

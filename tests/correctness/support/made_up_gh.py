@@ -46,16 +46,22 @@ class MadeUpGh:
         patch.delenv("GITHUB_REPOSITORY", raising=False)
 
     def answer(
-        self, *pages: Sequence[object], refusals: dict[str, str] | None = None
+        self,
+        *pages: Sequence[object],
+        refusals: dict[str, str] | None = None,
+        sent: str = "",
     ) -> None:
-        """Have the pages of comments, and lines on stderr by a part of the words."""
+        """Have the pages of comments, and lines on stderr by a part of the words.
+
+        `sent` is what it says to a comment that is sent.
+        """
         answers: dict[str, tuple[int, str, str]] = {
             part: (1, "", line) for part, line in (refusals or {}).items()
         }
         viewer = json.dumps({"data": {"viewer": {"login": OWN}}})
         answers.setdefault("graphql", (0, viewer, ""))
         answers.setdefault("--paginate", (0, "".join(map(json.dumps, pages)), ""))
-        answers.setdefault("--method", (0, json.dumps({"html_url": URL}), ""))
+        answers.setdefault("--method", (0, sent or json.dumps({"html_url": URL}), ""))
         path = self._folder / "answers.json"
         path.write_text(json.dumps(answers), encoding="utf-8")
 
