@@ -15,6 +15,7 @@ from typing import NoReturn
 from llama_perf.cli import (
     baseline,
     bisect,
+    comment,
     compare,
     diff,
     doctor,
@@ -31,7 +32,8 @@ from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
 
 MODULES = (
-    *(generate, rows, run, compare, bisect, baseline, report, diff, history, tune),
+    *(generate, rows, run, compare, bisect, baseline),
+    *(report, diff, history, comment, tune),
     doctor,
 )
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}

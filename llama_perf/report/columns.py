@@ -116,10 +116,10 @@ def columns(report: Report, names: Sequence[str], layout: Layout) -> list[Column
         others = [known[name] for name in layout.names if name != _ROW]
         return [known[_ROW], *others]
     usual = [column for column in known.values() if column.is_usual]
-    return fitting(usual, known[_ROW], _BY_IMPORTANCE, layout.width)
+    return that_fit(usual, known[_ROW], _BY_IMPORTANCE, layout.width)
 
 
-def fitting(
+def that_fit(
     usual: Sequence[Column],
     row: Column,
     by_importance: Sequence[str],

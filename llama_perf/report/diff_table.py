@@ -10,8 +10,7 @@ from string import ascii_uppercase
 
 from llama_perf.errors import SpecError
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule
-from llama_perf.report import columns
-from llama_perf.report.columns import DISTURBED, NOTHING, Column
+from llama_perf.report.columns import DISTURBED, NOTHING, Column, that_fit
 from llama_perf.report.table import row_names
 from llama_perf.results.diff import Diff, DiffMetric, DiffRow
 from llama_perf.results.run import Status
@@ -81,7 +80,7 @@ def fitting(chosen: Sequence[Column], width: int | None) -> list[Column]:
 
     row, *others = chosen
     ordered = [column.name for column in sorted(others, key=importance)]
-    return columns.fitting(chosen, row, ordered, width)
+    return that_fit(chosen, row, ordered, width)
 
 
 def _of_metric(diff: Diff, metric: Metric) -> Iterator[Column]:

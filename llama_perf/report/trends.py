@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from llama_perf.metrics import PEAK_MEMORY, TOK_S, Metric
 from llama_perf.report import report_format
-from llama_perf.report.columns import ALL, NOTHING, Column, Layout, fitting, lines_of
+from llama_perf.report.columns import ALL, NOTHING, Column, Layout, lines_of, that_fit
 from llama_perf.report.table import short_names
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
@@ -178,7 +178,7 @@ def _table(
     if style == "github":
         names, width = [name.replace("|", r"\|") for name in names], None
     every = columns_of(rows, names, last)
-    chosen = fitting(every, every[0], _BY_IMPORTANCE, width)
+    chosen = that_fit(every, every[0], _BY_IMPORTANCE, width)
     return common, tabulate(
         lines_of(chosen, width),
         headers=[column.header for column in chosen],

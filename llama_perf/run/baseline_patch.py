@@ -71,7 +71,7 @@ def offer(report: Report, request: RunRequest, display: Display) -> Offer:
     path = request.baseline_patch
     if path is None:
         return Offer()
-    results, lines = _offered(report)
+    results, lines = _offered(report, request)
     if not results:
         path.unlink(missing_ok=True)
         nothing = f"{_FIELD}: no row is FASTER, SMALLER or new; no patch was written"
@@ -107,7 +107,7 @@ def offer(report: Report, request: RunRequest, display: Display) -> Offer:
     return Offer(lines)
 
 
-def _offered(report: Report) -> tuple[list[RowResult], list[str]]:
+def _offered(report: Report, request: RunRequest) -> tuple[list[RowResult], list[str]]:
     """The results of the rows to offer; a line for each that may not be offered."""
     results, lines = [], []
     for result, comparison in report.judged:
@@ -116,6 +116,8 @@ def _offered(report: Report) -> tuple[list[RowResult], list[str]]:
         reason = disturbance(result, comparison)
         if result.measurement is not None and result.measurement.injected_slowdown:
             reason = "it ran with an injected slowdown"
+        if request.damaged(result.id):
+            reason = "it ran with injected damage"
         if reason:
             lines.append(f"{_FIELD}: left out: {result.id}: {reason}")
         else:

@@ -1,5 +1,6 @@
 """The workflows of continuous integration run things that exist, within bounds."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llama_perf.cli.main import COMMANDS, main
+from llama_perf.cli.no_command import print_help
 from scripts import ROOT
 
 WORKFLOWS: dict[str, dict[Any, Any]] = {
@@ -23,6 +26,11 @@ def step_values(name: str, field: str) -> list[str]:
     """The values of a field in the steps of a workflow."""
     jobs = WORKFLOWS[name]["jobs"].values()
     return [step[field] for job in jobs for step in job["steps"] if field in step]
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a step's shell, without its comments."""
+    return shlex.split(command.replace("\\\n", " "), comments=True)
 
 
 @each_workflow
@@ -42,7 +50,7 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     used = set()
     for command in step_values(name, "run"):
-        words = shlex.split(command.replace("\\\n", " "))
+        words = words_of(command)
         used |= {after for word, after in pairwise(words) if word == "make"}
         for word in words:
             assert not word.startswith(("scripts/", "tests/")) or (ROOT / word).exists()
@@ -50,12 +58,105 @@ def test_everything_that_a_workflow_runs_exists(name: str) -> None:
     assert used & {"test", "test-all", "bench"}
 
 
-def test_there_are_three_and_the_options_of_the_gpu_run_are_the_plugins() -> None:
+# What needs more than to read the repository, and what for.
+PERMISSIONS = {
+    ("gpu-perf.yml", "comment"): {"contents": "read", "pull-requests": "write"},
+    ("gpu-perf.yml", "history"): {"contents": "write"},
+    ("gpu-perf.yml", "pages"): {"pages": "write", "id-token": "write"},
+}
+
+
+def test_a_job_may_write_only_what_it_is_there_for() -> None:
+    found = {
+        (name, job_name): job["permissions"]
+        for name, workflow in WORKFLOWS.items()
+        for job_name, job in workflow["jobs"].items()
+        if "permissions" in job
+    }
+    assert found == PERMISSIONS
+
+
+def test_no_fork_meets_a_token_that_writes() -> None:
+    jobs = WORKFLOWS["gpu-perf.yml"]["jobs"]
+    same = "github.event.pull_request.head.repo.full_name == github.repository"
+    assert same in jobs["rows"]["if"]
+    # A job that was skipped has neither result.
+    ran = "(needs.rows.result == 'success' || needs.rows.result == 'failure')"
+    for name, event in (("comment", "pull_request"), ("history", "schedule")):
+        assert jobs[name]["needs"] == "rows"
+        condition = " ".join(jobs[name]["if"].split())
+        assert condition == f"always() && github.event_name == '{event}' && {ran}"
+    assert jobs["pages"]["needs"] == "history"
+    for name in ("rows", "comment"):
+        steps = [step for step in jobs[name]["steps"] if "env" in step]
+        tokens = [step["name"] for step in steps if "GH_TOKEN" in step["env"]]
+        assert tokens == ["Comment"] * (name == "comment")
+
+
+def test_a_loss_fails_the_job_after_all_is_saved() -> None:
+    steps = WORKFLOWS["gpu-perf.yml"]["jobs"]["history"]["steps"]
+    names = [step.get("name", step.get("uses")) for step in steps]
+    assert names[-4:] == ["Keep", "Draw", "actions/upload-artifact@v4", "Check"]
+
+
+COMMANDS_RUN = [
+    command
+    for name in WORKFLOWS
+    for run in step_values(name, "run")
+    for command in re.findall(r"\.venv/bin/llama-perf ((?:\\\n|.)*)", run)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS_RUN, ids=lambda text: text.split("\n")[0])
+def test_the_commands_take_these_options(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = words_of(command.replace("$NUMBER", "7"))
+    module = COMMANDS[words[0]]
+    seen: list[argparse.Namespace] = []
+
+    def only_parsed(arguments: argparse.Namespace) -> int:
+        seen.append(arguments)
+        return 0
+
+    monkeypatch.setattr(module, "main", only_parsed)
+    assert main(words) == 0
+    (arguments,) = seen
+    # An action has one, and it is not the one that prints the help.
+    assert getattr(arguments, "act", None) is not print_help
+    for path in getattr(arguments, "report", None) or []:
+        assert path.suffix == ".html"
+
+
+def test_the_commands_are_these() -> None:
+    begun = sorted({" ".join(words_of(command)[:2]) for command in COMMANDS_RUN})
+    assert [words.split(" $")[0] for words in begun] == [
+        "comment",
+        "doctor",
+        "history add",
+        "history check",
+        "history show",
+    ]
+
+
+GPU_OPTIONS = ("--row", "--report", "--baseline-patch", "--results", "--benchmark-json")
+
+
+def test_there_are_three_and_the_options_of_the_gpu_run_are_named() -> None:
     assert WORKFLOWS.keys() == {"gpu-perf.yml", "nightly.yml", "tests.yml"}
     (command,) = (run for run in step_values("gpu-perf.yml", "run") if "--row" in run)
+    assert set(re.findall(r"--[a-z-]+", command)) == set(GPU_OPTIONS)
+    files = set(re.findall(r"\$RUNNER_TEMP/([\w.]+)", command))
+    upload = WORKFLOWS["gpu-perf.yml"]["jobs"]["rows"]["steps"][-1]["with"]["path"]
+    assert set(re.findall(r"}}/([\w.]+)", upload)) == files
+
+
+@pytest.fixture(scope="module")
+def shown() -> str:
     command_line = [sys.executable, "-m", "pytest", "--help"]
-    shown = subprocess.check_output(command_line, cwd=ROOT, text=True)
-    options = re.findall(r"--[a-z-]+", command)
-    assert {"--row", "--report", "--results", "--benchmark-json"} == set(options)
-    for option in options:
-        assert re.search(rf"^ +{option}\b", shown, re.MULTILINE), option
+    return subprocess.check_output(command_line, cwd=ROOT, text=True)
+
+
+@pytest.mark.parametrize("option", GPU_OPTIONS)
+def test_the_options_of_the_gpu_run_are_the_plugins(option: str, shown: str) -> None:
+    assert re.search(rf"^ +{option}\b", shown, re.MULTILINE), option

@@ -25,9 +25,8 @@ def baseline_file(folder: Path) -> Path:
 
 def pytest_save(folder: Path) -> Path:
     section = baseline_file(folder).read_text(encoding="utf-8")
-    return text_file("save.json", f'{{"benchmarks": [], "llama_perf": {section}}}')(
-        folder
-    )
+    text = f'{{"benchmarks": [], "llama_perf": {section}}}'
+    return text_file("save.json", text)(folder)
 
 
 def results_file(folder: Path) -> Path:
