@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 
 _BASELINE = (
-    "it is a baseline: `llama-perf baseline diff FILE` compares it, and `llama-perf"
+    "it is a baseline: `llama-perf diff FILE OTHER` compares it, and `llama-perf"
     " baseline show` prints those of a folder"
 )
 _REPORT = (
@@ -21,7 +21,15 @@ _OWN_SAVE = (
     "it is a save of pytest-benchmark with rows of llama-perf: `pytest tests/perf"
     " --benchmark-compare=FILE` compares with it"
 )
-_BY_KIND = {"llama-perf baseline": _BASELINE, "llama-perf report": _REPORT}
+_DIFF = (
+    "it is a comparison that `llama-perf diff` wrote, which nothing reads again; give"
+    " the files that it compared"
+)
+_BY_KIND = {
+    "llama-perf baseline": _BASELINE,
+    "llama-perf report": _REPORT,
+    "llama-perf diff": _DIFF,
+}
 
 
 def described(fields: Mapping[str, object]) -> str | None:

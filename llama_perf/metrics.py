@@ -8,6 +8,7 @@ the names of its fields.
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Rule(Enum):
@@ -46,7 +47,8 @@ class Column:
     """A column of a report: the value times `scale`.
 
     `name` is what `--columns` calls it. `change` has the name of the column that
-    follows it, and the title of the metric whose change stands there.
+    follows it, and the title of the metric whose change stands there. A table has a
+    column that is not usual only where it is named.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Column:
     digits: int
     scale: float = 1.0
     change: tuple[str, str] | None = None
+    is_usual: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,14 @@ class Metric:
     digits: int = 3
     limits: tuple[LimitField, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What an option calls it: its column's name, or else its field's."""
+        return self.column.name if self.column else self.source.rpartition(".")[2]
+
     def read(self, measurement: object) -> float | None:
         """The metric's value, None if it was not measured."""
-        value = measurement
-        for name in self.source.split("."):
-            value = getattr(value, name, None)
+        value = value_of(measurement, self.source)
         assert value is None or isinstance(value, int | float), self.source
         return value
 
@@ -87,6 +93,14 @@ class Metric:
         if self.source.endswith("_bytes"):
             return f"{value / 1e9:.{self.digits}f} GB"
         return f"{value:.{self.digits}f}"
+
+
+def value_of(measurement: object, source: str) -> Any:
+    """A measurement's field or property, dotted for one of its records, or None."""
+    value = measurement
+    for name in source.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 MIN_LOSS = 0.01
@@ -154,6 +168,15 @@ METRICS = (
         Column("first-token", "first token ms", 1, scale=1e3),
         digits=2,
     ),
+    *(
+        Metric(
+            f"time of a token, {percent}th percentile (ms)",
+            f"token_p{percent}_ms",
+            Rule.SHOWN,
+            Column(f"token-p{percent}", f"token p{percent} ms", 2, is_usual=False),
+        )
+        for percent in (50, 90, 99)
+    ),
     Metric("model bandwidth", "bandwidth_gb_s", Rule.SHOWN, Column("gb/s", "GB/s", 2)),
     Metric(
         "share of the device's bandwidth",
@@ -162,6 +185,18 @@ METRICS = (
         Column("bandwidth", "% of bandwidth", 1, scale=100),
     ),
     PEAK_MEMORY,
+    Metric(
+        "weights with the embedding",
+        "memory.weights_bytes",
+        Rule.SHOWN,
+        Column("weights", "weights GB", 3, scale=1e-9, is_usual=False),
+    ),
+    Metric(
+        "caches and mask",
+        "memory.cache_bytes",
+        Rule.SHOWN,
+        Column("cache", "cache GB", 3, scale=1e-9, is_usual=False),
+    ),
     # Allocated bytes, the model's size and the calls of a step hardly vary.
     Metric(
         "allocated memory",
@@ -216,6 +251,12 @@ METRICS = (
         "check.signal_to_noise_db",
         Rule.SHOWN,
         Column("check", "check dB", 0),
+    ),
+    Metric(
+        "closeness to the unquantized model",
+        "closeness_db",
+        Rule.SHOWN,
+        Column("closeness", "closeness dB", 1, is_usual=False),
     ),
 )
 LIMIT_FIELDS = {limit.name: limit for metric in METRICS for limit in metric.limits}

@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from llama_perf.results.baselines import Baseline
+from llama_perf.results.diff import Diff
 from llama_perf.results.run import Report
 from scripts import ROOT
 
 FOLDER = ROOT / "docs" / "schema"
 COMMAND = "python -m scripts.doc_schema --write"
-TYPES = {"results.json": Report, "baseline.json": Baseline}
+TYPES = {"results.json": Report, "baseline.json": Baseline, "diff.json": Diff}
 """The type that each file of `docs/schema/` describes."""
 
 

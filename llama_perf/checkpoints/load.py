@@ -75,6 +75,8 @@ class OpenedModel:
 
     checkpoints: Path | None = None
     keep: bool = False
+    unquantized: WeightsReader | None = None
+    """Its weights where they are kept unquantized, or made up and no larger."""
     _asked: tuple[str, torch.dtype, torch.device] | None = None
     _opened: tuple[WeightsReader, Path | None] | None = None
     _tokenizer: Tokenizer | None = None
@@ -86,7 +88,7 @@ class OpenedModel:
         asked = (model, dtype, device)
         if self._opened is None or self._asked != asked:
             # The weights of two models are never there at once.
-            self._opened = self._tokenizer = None
+            self._opened = self._tokenizer = self.unquantized = None
             start = time.perf_counter()
             reader, path = open_model(
                 model, checkpoints=self.checkpoints, dtype=dtype, device=device
@@ -95,6 +97,7 @@ class OpenedModel:
             if self.keep:
                 if may_keep(reader.kept_bytes, device):
                     reader.keep()
+                    self.unquantized = reader
                 self._tokenizer = _tokenizer_of(*opened)
                 reader.read_s = time.perf_counter() - start
             self._asked, self._opened = asked, opened

@@ -240,6 +240,17 @@ class SyntheticWeights(WeightsReader):
     device: torch.device
     source: str = "synthetic"
 
+    @property
+    def kept_bytes(self) -> float:
+        """See `WeightsReader.kept_bytes`: what all of them would take in float32."""
+        config = self.config
+        layer = sum(math.prod(shape) for _, shape in layer_shapes(config))
+        final = sum(math.prod(shape) for _, shape in self._final_shapes())
+        return 4 * (config.vocab_size * config.dim + config.n_layers * layer + final)
+
+    def keep(self) -> None:
+        """See `WeightsReader.keep`: they are made anew, which takes no longer."""
+
     def _tensor(self, name: str, shape: Shape) -> Tensor:
         # The 0 is part of the name so that the values stay those of earlier versions.
         digest = hashlib.sha256(f"0:{name}".encode()).digest()

@@ -7,12 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from llama_perf.cli.ending import code_of, print_report
+from llama_perf.cli.ending import code_of, print_report, terminal_width
 from llama_perf.cli.no_command import print_help
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_folder, is_absent
-from llama_perf.gate.review import describe_speeds, differences, problems, warnings
-from llama_perf.results import baselines
+from llama_perf.gate.diff import diff_of
+from llama_perf.gate.review import describe_speeds, problems, warnings
+from llama_perf.report.columns import on_screen
+from llama_perf.report.diff_formats import as_text
+from llama_perf.results import baselines, recording
 from llama_perf.results.baselines import Baseline
 from llama_perf.results.run import Environment, Report, RowResult, Status, read_merged
 from llama_perf.rows import selection
@@ -36,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for act, text in (
         (record, "run rows and store them"),
         (show, "print the stored baselines"),
-        (diff, "print what changed in the baselines since a revision"),
+        (
+            diff,
+            "print the rows that changed since a revision; judging them is `diff`'s",
+        ),
         (check, "exit with 1 if a baseline is damaged or out of date"),
     ):
         action = actions.add_parser(act.__name__, help=text)
@@ -204,23 +210,32 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    """Print what changed since a revision or since one file; returns 0."""
+    """Print which rows changed since a revision or one file, as `diff`; returns 0."""
     file = Path(arguments.old)
     # A branch and a folder may share a name, such as `main`.
     is_revision = is_absent(file) or os.path.isdir(file)
     commit = resolve(arguments.old, field="diff") if is_revision else None
+    request = request_of(arguments)
     for key, path in _asked(arguments):
         new = baselines.read(path, device_key=key)
+        source = arguments.old
         if commit is None:
             old: Baseline | None = baselines.read(file)
         else:
-            text = file_at(commit, path)
+            text = file_at(commit, f"./{path.name}", root=path.parent)
             source = f"{arguments.old}:{path.name}"
             old = None if text is None else baselines.parse(text, source=source)
-        lines = [f"new: {counted(len(new.rows), 'row')}, recorded {new.recorded}"]
-        if old is not None:
-            lines = differences(old, new) or ["the same"]
-        print(f"{key}:", *lines, sep="\n  ")
+        print(f"{key}:")
+        if old is None:
+            print(f"new: {counted(len(new.rows), 'row')}, recorded {new.recorded}")
+            continue
+        sides = (
+            recording.of_baseline(old, source=source),
+            recording.of_baseline(new, source=str(path)),
+        )
+        changed = diff_of(sides, project=request.limits).changed()
+        layout = on_screen(None, terminal_width())
+        print(as_text(changed, layout) if changed.differs else "the same\n", end="")
     return 0
 
 
@@ -266,13 +281,7 @@ def _known(files: Sequence[Path] = ()) -> dict[str, RowSpec]:
 
 def _report_of(baseline: Baseline, *others: RowResult, ids: Collection[str]) -> Report:
     """Rows of a baseline as if measured now, and `others`."""
-    measured = [
-        RowResult(
-            id=row.id, row=row.row, status=Status.MEASURED, measurement=row.measurement
-        )
-        for row in baseline.rows
-        if row.id in ids
-    ]
+    measured = [row.result for row in baseline.rows if row.id in ids]
     return Report(
         started=baseline.recorded,
         environment=baseline.environment,

@@ -16,6 +16,7 @@ from llama_perf.cli import (
     baseline,
     bisect,
     compare,
+    diff,
     doctor,
     generate,
     report,
@@ -28,7 +29,9 @@ from llama_perf.errors import SpecError, UserError
 from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
 
-MODULES = (generate, rows, run, compare, bisect, baseline, report, tune, doctor)
+MODULES = (
+    *(generate, rows, run, compare, bisect, baseline, report, diff, tune, doctor),
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

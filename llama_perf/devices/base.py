@@ -7,7 +7,7 @@ import gc
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -113,6 +113,14 @@ class Device(ABC):
     def mark(self) -> Any:
         """A point in time behind the work that was given to the device so far."""
         return time.perf_counter_ns()
+
+    def marker(self, count: int) -> Callable[[], Any]:
+        """`mark`, to be called at most `count` times, which then creates nothing.
+
+        Its marks are those of the last `marker`: read them before the next one.
+        """
+        del count
+        return self.mark
 
     def times_ns(self, marks: list[Any]) -> list[int]:
         """Wait for the device; nanoseconds of each mark since the first."""

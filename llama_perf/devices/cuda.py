@@ -145,6 +145,20 @@ class CudaDevice(Device):
         event.record()
         return event
 
+    def marker(self, count: int) -> Callable[[], torch.cuda.Event]:
+        """See `Device.marker`: of events that later generations record again."""
+        kept = _kept_events(self.torch_device)
+        # An event is created when it is first recorded.
+        kept += (self.mark() for _ in range(count - len(kept)))
+        events = iter(kept)
+
+        def mark() -> torch.cuda.Event:
+            event = next(events)
+            event.record()
+            return event
+
+        return mark
+
     def times_ns(self, marks: list[torch.cuda.Event]) -> list[int]:
         torch.cuda.synchronize()
         return [round(marks[0].elapsed_time(mark) * 1e6) for mark in marks]
@@ -158,6 +172,12 @@ class CudaDevice(Device):
 
     def peak_allocated_bytes(self) -> int:
         return int(torch.cuda.max_memory_allocated(self.torch_device))
+
+
+@cache
+def _kept_events(_device: torch.device) -> list[torch.cuda.Event]:
+    """As many as the longest generation of this process needed."""
+    return []
 
 
 def warm_up(work: Callable[[], None]) -> None:

@@ -1,16 +1,13 @@
-"""What a reviewer of `baselines/` asks: what changed, and is the baseline good enough.
+"""What a reviewer of `baselines/` asks: whether a baseline is good enough.
 
 Pure functions on baselines; their answers are lines of text.
 """
 
 from collections.abc import Container, Iterator, Mapping
-from statistics import geometric_mean
 
-from tabulate import tabulate
-
-from llama_perf.gate.judgements import limits_of, stored_peak
+from llama_perf.gate.judgements import limits_of
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
-from llama_perf.gate.thresholds import MIN_PROCESSES, Losses, Spread, relative_change
+from llama_perf.gate.thresholds import MIN_PROCESSES, Losses, Spread
 from llama_perf.results.baselines import Baseline, BaselineRow
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -20,50 +17,6 @@ _MAX_DEVIATION = 0.10
 MAX_DETECTABLE = 0.25
 """The loss that a recorded row should find nine times in ten: with so much lost, a user
 sees it without a gate."""
-_HEADERS = ("row", "tok/s", "change", "peak GB", "change", "model GB", "processes")
-
-
-def differences(old: Baseline, new: Baseline) -> list[str]:
-    """The lines that say how `new` differs from `old`; none if they are equal."""
-    before = {row.id: row for row in old.rows}
-    after = {row.id: row for row in new.rows}
-    lines = [f"added: {row_id}" for row_id in after if row_id not in before]
-    lines += [f"removed: {row_id}" for row_id in before if row_id not in after]
-    both = [(before[row_id], row) for row_id, row in after.items() if row_id in before]
-    lines += [
-        f"another row under its id: {row.id}"
-        for then, row in both
-        if then.fingerprint != row.fingerprint
-    ]
-    changed = [
-        _cells(then, row)
-        for then, row in both
-        if (then.measurement, then.processes) != (row.measurement, row.processes)
-    ]
-    if changed:
-        table = tabulate(changed, headers=_HEADERS, disable_numparse=True)
-        lines += table.splitlines()
-    if changes := old.environment.changes(new.environment, commit=True):
-        lines.append(f"environment: {'; '.join(changes)}")
-    return lines
-
-
-def _cells(then: BaselineRow, now: BaselineRow) -> list[str]:
-    both = (then, now)
-    speed, new_speed = (
-        geometric_mean([process.tok_s for process in row.samples]) for row in both
-    )
-    peak, new_peak = map(stored_peak, both)
-    sizes = [f"{row.measurement.model_size_bytes / 1e9:.3f}" for row in both]
-    return [
-        now.id,
-        f"{speed:.2f} -> {new_speed:.2f}",
-        f"{relative_change(new_speed, speed):+.1%}",
-        f"{peak / 1e9:.2f} -> {new_peak / 1e9:.2f}",
-        f"{relative_change(new_peak, peak):+.1%}" if peak else "-",
-        " -> ".join(dict.fromkeys(sizes)),
-        " -> ".join(dict.fromkeys(str(len(row.samples)) for row in both)),
-    ]
 
 
 def problems(

@@ -31,7 +31,8 @@ class SpeedBaseline:
     """A baseline, prepared once for a run that measures in `environment`.
 
     `by_pairs` has the ids of the rows on which pairs with the baseline's commit can
-    decide.
+    decide. `like` is the baseline that this one is compared with, if that is asked: its
+    unquantized rows are then taken here too.
 
     By id it has the stored `rows` and, for each, the most similar `unquantized` row of
     the same recording or None. By basis and id it has the `speeds` of a row's
@@ -45,13 +46,17 @@ class SpeedBaseline:
         environment: Environment | None = None,
         *,
         by_pairs: Collection[str] = (),
+        like: "SpeedBaseline | None" = None,
     ) -> None:
         self.stored = stored
         self.by_pairs = frozenset(by_pairs)
         self.environment = stored.environment if environment is None else environment
         # Reversed, so that the first of two rows with one id is taken.
         self.rows = {row.id: row for row in reversed(stored.rows)}
-        self.unquantized = {row.id: self._most_similar(row) for row in stored.rows}
+        self.unquantized = {
+            row.id: self._most_similar(row) if like is None else self._as_in(like, row)
+            for row in stored.rows
+        }
         self.speeds = {
             basis: {
                 row_id: speeds
@@ -78,6 +83,12 @@ class SpeedBaseline:
             key=lambda candidate: len(fields - candidate.row.work.items()),
             default=None,
         )
+
+    def _as_in(self, like: "SpeedBaseline", row: BaselineRow) -> BaselineRow | None:
+        """The unquantized row that `like` has for it, if it was recorded with it."""
+        wanted = like.unquantized.get(row.id)
+        found = None if wanted is None else self.rows.get(wanted.id)
+        return found if found and found.recorded == row.recorded else None
 
     def bases(self, row: RowSpec) -> list[Basis]:
         """The quantities by which the speed of `row` is compared in this run."""
@@ -114,7 +125,7 @@ class SpeedBaseline:
         for basis in self.bases(self.rows[row_id].row):
             note = ""
             if basis is Basis.RATIO and basis not in known:
-                note = "; its unquantized row was not measured before it in this run"
+                note = "; its unquantized row was not measured with it"
                 if self.unquantized[row_id] is None:
                     note = "; no unquantized row was recorded with it"
                 basis = Basis.BANDWIDTH

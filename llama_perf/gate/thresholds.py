@@ -164,6 +164,49 @@ def faster_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
     return _limit(spread, CONFIRM, 1 + 1 / spread.processes, min_loss)
 
 
+def difference(
+    before: Spread | None, after: Spread | None, processes: tuple[int, int]
+) -> Spread | None:
+    """The spread of the difference of two recordings' mean log speeds; None: unknown.
+
+    `processes` are how many each has. A mean of n log speeds of deviation s has the
+    variance s^2 / n, and recordings are independent: with n and m processes the
+    difference has s^2 / n + t^2 / m. Recordings may be of days of other noise, so s and
+    t are not pooled. The degrees of freedom are those of the side that has fewer: with
+    these a limit is never too small (Hsu 1938, "Contributions to the theory of
+    Student's t-test as applied to the problem of two samples"). A recording of too few
+    processes has no deviation of its own. It takes the other one's, as a process of a
+    run takes the baseline's.
+    """
+    known = [spread for spread in (before, after) if spread is not None]
+    if not known:
+        return None
+    own = (before or known[0], after or known[0])
+    terms = zip(own, processes, strict=True)
+    variance = sum(spread.deviation**2 / count for spread, count in terms)
+    return Spread(
+        deviation=math.sqrt(variance),
+        degrees=min(spread.degrees for spread in known),
+        processes=1,
+    )
+
+
+def difference_limit(spread: Spread, min_loss: float = MIN_LOSS) -> float:
+    """The log loss above which a recording is slower, by the spread of `difference`.
+
+    Nothing runs that could confirm it. So it takes as many deviations as a
+    confirmation, whose chance of a false alarm it then has: with one process after R
+    stored ones it is `faster_limit`, with five `confirm_limit`.
+    """
+    return _limit(spread, CONFIRM, 1, min_loss)
+
+
+def difference_found(spread: Spread, min_loss: float = MIN_LOSS) -> float:
+    """The loss of speed, a share, that `difference_limit` finds with POWER."""
+    beyond = NormalDist().inv_cdf(POWER) * spread.deviation
+    return as_share(difference_limit(spread, min_loss) + beyond)
+
+
 def _limit(spread: Spread, multiple: float, variance: float, min_loss: float) -> float:
     return max(-math.log1p(-min_loss), _noise(spread, multiple, variance))
 

@@ -29,21 +29,16 @@ _MIN_SHARE = 0.02
 _MAX_OPERATORS = 3
 
 
-def compare(
+def refusal(
     result: RowResult,
     baseline: SpeedBaseline | None,
     *,
-    project: ProjectLimits = (),
-    unquantized: RowResult | None = None,
     missing_fails: bool = True,
-    undecided_fails: bool = True,
-    confirmation: Confirmation | None = None,
-) -> Comparison:
-    """The verdict on one row, compared with the stored row of its id.
+    fingerprint: str | None = None,
+) -> Comparison | None:
+    """The verdict on a row that cannot be compared with its stored row; else None.
 
-    `baseline` is None if the device has none. `project` has a user's limits.
-    `unquantized` is this run's result of the row in `baseline.unquantized`. Without a
-    `confirmation` a suspicious row is UNDECIDED.
+    `fingerprint` is that of a result that was stored itself.
     """
     comparison = partial(Comparison, id=result.id)
     stored = None if baseline is None else baseline.rows.get(result.id)
@@ -63,7 +58,7 @@ def compare(
         return comparison(verdict=verdict, reason=reason, failed=missing_fails)
     then = stored.measurement
     incomparable = partial(comparison, verdict=Verdict.INCOMPARABLE)
-    if result.row.fingerprint != stored.fingerprint:
+    if (fingerprint or result.row.fingerprint) != stored.fingerprint:
         reason = "the row changed under its id since the baseline was recorded"
         return incomparable(reason=reason, failed=True)
     if now.weights != then.weights:
@@ -80,6 +75,31 @@ def compare(
             before=stored.before,
             changes=(rate, *peak.changes, *_other_changes(now, then, None)),
         )
+    return None
+
+
+def compare(
+    result: RowResult,
+    baseline: SpeedBaseline | None,
+    *,
+    project: ProjectLimits = (),
+    unquantized: RowResult | None = None,
+    missing_fails: bool = True,
+    undecided_fails: bool = True,
+    confirmation: Confirmation | None = None,
+) -> Comparison:
+    """The verdict on one row, compared with the stored row of its id.
+
+    `baseline` is None if the device has none. `project` has a user's limits.
+    `unquantized` is this run's result of the row in `baseline.unquantized`. Without a
+    `confirmation` a suspicious row is UNDECIDED.
+    """
+    refused = refusal(result, baseline, missing_fails=missing_fails)
+    if refused is not None or baseline is None:
+        assert refused is not None, "without a baseline nothing is judged"
+        return refused
+    stored, now = baseline.rows[result.id], result.measurement
+    assert now is not None, "only a measured row is judged"
     limits = judgements.limits_of(result.row, project)
     speed = judgements.judge_speed(
         result,
@@ -149,7 +169,7 @@ def judge(
     choices = other_choices(now, then)
     larger = [peak.reason] if peak.worse else []
     larger += [judgements.describe(change) for change in others if change.worse]
-    larger += more_work(now, then, limits)
+    larger += more_work(now, then, limits).values()
     smaller = [
         judgements.describe(change)
         for change in (*peak.changes, *others)
@@ -204,12 +224,12 @@ def _other_changes(
     return changes
 
 
-def more_work(now: Measurement, then: Measurement, limits: Limits) -> list[str]:
-    """The counts that grew beyond their limits, each in words.
+def more_work(now: Measurement, then: Measurement, limits: Limits) -> dict[str, str]:
+    """The counts that grew beyond their limits, in words by the metric's title.
 
     If autoquant chose other formats, the calls of a step are expected to differ.
     """
-    problems = []
+    problems = {}
     same_formats = not other_choices(now, then)
     for metric in metrics_by(Rule.WORK, Rule.COUNT):
         before, after = metric.read(then), metric.read(now)
@@ -219,10 +239,10 @@ def more_work(now: Measurement, then: Measurement, limits: Limits) -> list[str]:
         words = f"{metric.title} {metric.shown(before)} -> {metric.shown(after)}"
         if metric.rule is Rule.COUNT:
             if after > before + limit:
-                problems.append(words)
+                problems[metric.title] = words
         elif same_formats and before > 0 and relative_change(after, before) > limit:
             share = f"{relative_change(after, before):+.1%}"
-            problems.append(f"{words} ({share}, limit {limit * 100:g}%)")
+            problems[metric.title] = f"{words} ({share}, limit {limit * 100:g}%)"
     return problems
 
 

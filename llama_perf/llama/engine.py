@@ -282,23 +282,20 @@ class Engine:
         self,
         prompt: Tensor,
         *,
-        after_prefill: Callable[[], None] | None = None,
+        after_token: Callable[[], object] = lambda: None,
         **request: Unpack[Request],
     ) -> Tensor:
         """Generate all `max_new_tokens`, whatever they are; (B, T + new) int64.
 
         `prompt` is that of `stream`. The new tokens start at column T, also where a
-        sequence of the prompt is shorter. `after_prefill` is called when the first
-        token has been chosen.
+        sequence of the prompt is shorter. `after_token` is called each time that the
+        work which chooses a token was given to the device.
         """
-        steps = self._generate(prompt, request)
-        step = next(steps)
-        if after_prefill is not None:
-            after_prefill()
-        for _ in steps:
-            pass
-        new = step.state.history[:, : request["max_new_tokens"]]
-        return torch.cat([prompt, new], dim=1)
+        history = prompt[:, :0]
+        for step in self._generate(prompt, request):
+            history = step.state.history
+            after_token()
+        return torch.cat([prompt, history[:, : request["max_new_tokens"]]], dim=1)
 
     @torch.no_grad()
     def observe(
@@ -343,8 +340,11 @@ class Engine:
                 f" {counted(self.cache_size, 'position')}"
             )
 
+    def cache_tensors(self) -> list[Tensor]:
+        """All tensors of the caches and the mask."""
+        modules = filter(None, (*self.caches, self._mask))
+        return list(chain.from_iterable(module.buffers() for module in modules))
+
     def tensors(self) -> list[Tensor]:
-        """The weights, the embedding, and all tensors of the caches and the mask."""
-        modules = filter(None, (self.model, *self.caches, self._mask))
-        parts = (chain(part.parameters(), part.buffers()) for part in modules)
-        return list(chain.from_iterable(parts))
+        """The weights, the embedding, and `cache_tensors`."""
+        return [*self.model.parameters(), *self.model.buffers(), *self.cache_tensors()]

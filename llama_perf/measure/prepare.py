@@ -57,6 +57,7 @@ class PreparedRow:
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
     `autoquant` is what an autoquant row's linears run on, None for other rows.
+    `unquantized` are the weights before quantization, where they are at hand.
     """
 
     row: RowSpec
@@ -66,6 +67,7 @@ class PreparedRow:
     build_s: float
     lengths: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
+    unquantized: WeightsReader | None = None
 
     @property
     def model_size_bytes(self) -> int:
@@ -167,6 +169,7 @@ def prepare_row(
         lengths=lengths,
         weights=reader.source,
         autoquant=choices,
+        unquantized=opened.unquantized,
         build_s=time.perf_counter() - start + reader.read_s,
     )
 

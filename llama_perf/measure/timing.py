@@ -10,6 +10,7 @@ Knows no baseline.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -18,12 +19,15 @@ from torch import Tensor
 from llama_perf.devices.device import device_of
 from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiled_anew
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.transformer import tensor_bytes
+from llama_perf.measure.closeness import closeness_db
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.step_profile import Work, count_work
 from llama_perf.measure.system_load import LoadWatch
 from llama_perf.measure.value_check import check_row_values, warm_up_row
-from llama_perf.results.measurement import GB, Measurement
+from llama_perf.results.measurement import GB, Measurement, MemoryParts
 
 Progress = Callable[[str], None]
 MIN_SAMPLES = 2
@@ -59,25 +63,37 @@ class RowMemoryMeter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """Times of a generation; `tokens`, prompt included, are int64 (batch, length)."""
+    """Times of a generation; `tokens`, prompt included, are int64 (batch, length).
+
+    `token_ns` are the times between each new token and the one before it.
+    """
 
     total_ns: int
     first_token_ns: int
     tokens: Tensor
+    token_ns: tuple[int, ...] = ()
 
 
 def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
     """Run the row's generation once and time it."""
-    device = device_of(prepared.row.device)
+    row = prepared.row
+    device = device_of(row.device)
+    # The start, each token and the end.
+    mark = device.marker(row.max_new_tokens + 2)
     device.synchronize()
-    marks = [device.mark()]
+    marks = [mark()]
     tokens = prepared.engine.generate(
         prepared.prompt,
         **prepared.request(generator),
-        after_prefill=lambda: marks.append(device.mark()),
+        after_token=lambda: marks.append(mark()),
     )
-    _, first_ns, total_ns = device.times_ns([*marks, device.mark()])
-    return Sample(total_ns=total_ns, first_token_ns=first_ns, tokens=tokens)
+    _, *tokens_ns, total_ns = device.times_ns([*marks, mark()])
+    return Sample(
+        total_ns=total_ns,
+        first_token_ns=tokens_ns[0],
+        tokens=tokens,
+        token_ns=tuple(after - before for before, after in pairwise(tokens_ns)),
+    )
 
 
 def measure_row(
@@ -120,6 +136,7 @@ def measure_row(
     # A fused row compiles nothing but a prompt's block.
     took_compiling = row.compile and compiled_anew()
     check = check_row_values(prepared, observed)
+    closeness = closeness_db(prepared, observed)
     del observed
     work = Work(None, None)
     if with_work and not device.profiled_after_samples:
@@ -194,6 +211,8 @@ def measure_row(
         autoquant=prepared.autoquant,
         step=work.step,
         check=check,
+        closeness_db=closeness,
+        memory=memory_parts(prepared.engine),
         joules_per_token=None if joules is None else joules / watched,
         card=tuple(watch.states) or None,
         card_problem=watch.problem,
@@ -202,7 +221,15 @@ def measure_row(
         samples_budget_s=samples_budget_s,
         sample_ns=totals,
         first_token_ns=firsts,
+        token_ns=tuple(sample.token_ns for sample in samples),
     )
+
+
+def memory_parts(engine: Engine) -> MemoryParts:
+    """What the tensors of an engine take, which are there all the time."""
+    all_bytes = sum(map(tensor_bytes, engine.tensors()))
+    cache_bytes = sum(map(tensor_bytes, engine.cache_tensors()))
+    return MemoryParts(weights_bytes=all_bytes - cache_bytes, cache_bytes=cache_bytes)
 
 
 def calibrate_slowdown(prepared: PreparedRow, generator: torch.Generator) -> None:

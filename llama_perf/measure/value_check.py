@@ -33,8 +33,8 @@ DECODED = 8
 """Tokens that are decoded, behind the one that the prompt gives."""
 # A long prompt would cost as much as a sample; its first tokens take the same way.
 _PROMPT = 64
-# Of a large batch, sequences whose logits are compared.
-_SEQUENCES = 8
+SEQUENCES = 8
+"""Of a large batch, sequences whose logits are compared."""
 # Equal to the last bit; JSON has no infinity.
 _SAME_DB = 200.0
 OPERATORS, DEQUANTIZED = "operators", "dequantized weights"
@@ -64,6 +64,21 @@ class Observed:
     logits: Tensor
     generated: int
     seconds: float
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """The text (B, T + N - 1) that was read, and places (B, N) in it.
+
+        The token behind each place was chosen from the logits there.
+        """
+        prompt, tokens, lengths = self.prompt, self.tokens, self.lengths
+        if lengths is None:
+            lengths = torch.full_like(prompt[:, 0], prompt.shape[1])
+        # A token is chosen where the prompt ends, each further one behind the last.
+        count = torch.arange(tokens.shape[1], device=prompt.device)
+        places = lengths[:, None] - 1 + count
+        # No position of a shorter text attends to the zeros that follow it.
+        text = torch.cat((prompt, torch.zeros_like(tokens[:, 1:])), dim=1)
+        return text.scatter(1, places[:, 1:], tokens[:, :-1]), places
 
 
 def warm_up_row(
@@ -123,7 +138,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     dequantized = _runs_modules(row, engine)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized)
-    logits = observed.logits[:_SEQUENCES].float()
+    logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
     if "dq" in scheme or scheme.startswith("autoquant"):
@@ -136,13 +151,11 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
             "check: its logits hold NaN or infinity, and at least"
             f" {least_db:.1f} dB of signal to noise are needed"
         )
-    power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     # Where activations or a cache are rounded to codes, two ways of summing turn some
     # codes, and how much of that a position shows scatters by 10 dB: all are pooled
     # then. Else the worst position counts.
-    pooled = len(limits_db) > 1
-    ratio = power.sum() / noise.sum() if pooled else (power / noise).min()
-    db = min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    db = signal_to_noise_db(wanted, logits, worst=len(limits_db) == 1)
+    noise = (logits - wanted).square().mean(-1)
     best, ours = wanted.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
     gap = (wanted.gather(-1, best) - wanted.gather(-1, ours)).squeeze(-1)
     others, lost = int((best != ours).sum()), int((gap > _TIE * noise.sqrt()).sum())
@@ -163,6 +176,16 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     )
 
 
+def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -> float:
+    """The power of the logits `wanted` over that of the difference, in decibels.
+
+    It is that of all positions together, or with `worst` of the worst one.
+    """
+    power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
+    ratio = (power / noise).min() if worst else power.sum() / noise.sum()
+    return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+
+
 def _runs_modules(row: RowSpec, engine: Engine) -> bool:
     """Whether it does as the reference would, of weights that show their codes."""
     if row.compile or row.capture or row.fused:
@@ -176,16 +199,8 @@ def _runs_modules(row: RowSpec, engine: Engine) -> bool:
 
 def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
-    model, start, tokens = engine.model, engine.filled, observed.tokens
-    prompt, lengths = observed.prompt, observed.lengths
-    if lengths is None:
-        lengths = torch.full((len(prompt),), prompt.shape[1], device=model.device)
-    # A token is chosen where the prompt ends, each further one behind the last.
-    count = torch.arange(tokens.shape[1], device=model.device)
-    places = lengths[:, None] - 1 + count
-    # No position of a shorter text attends to the zeros that follow it.
-    text = torch.cat((prompt, torch.zeros_like(tokens[:, 1:])), dim=1)
-    text = text.scatter(1, places[:, 1:], tokens[:, :-1])
+    model, start = engine.model, engine.filled
+    text, places = observed.text()
     end = start + text.shape[1]
 
     def run_wide(block: Any, x: Tensor, cache: KVCache, place: Place) -> Any:
@@ -205,8 +220,8 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         visible=VisiblePositions(end=end),
         run_block=run_wide if dequantized else TransformerBlock.forward,
     )
-    rows = torch.arange(min(len(x), _SEQUENCES), device=x.device)[:, None]
-    x = x[rows, places[:_SEQUENCES]]
+    rows = torch.arange(min(len(x), SEQUENCES), device=x.device)[:, None]
+    x = x[rows, places[:SEQUENCES]]
     if dequantized:
         normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
         return normed @ _float(model.output.weight).T

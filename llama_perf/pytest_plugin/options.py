@@ -8,13 +8,11 @@ import pytest
 
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_apart, check_writable, is_absent, read_bytes
-from llama_perf.results import baselines
+from llama_perf.results import baselines, recording
 from llama_perf.results.baselines import Baseline
 from llama_perf.run.options import OPTIONS, RunRequest
 from llama_perf.run.read_options import read_request
 from llama_perf.strict_json import parse_json
-
-SECTION = "llama_perf"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,10 +128,4 @@ def loaded_baseline(
     source = str(config.option.benchmark_compare)
     if not Path(source).is_file():
         source = f"a saved run of {document.get('datetime')}"
-    section = document.get(SECTION)
-    if section is None:
-        raise RecordError(
-            f"{source}: it holds no llama-perf records; save one with"
-            " pytest tests/perf --benchmark-save=NAME"
-        )
-    return source, baselines.from_section(section, source=source)
+    return source, recording.of_save(document, source=source)

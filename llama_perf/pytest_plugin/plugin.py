@@ -21,7 +21,7 @@ import pytest
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.pytest_plugin.junit import junit_properties
-from llama_perf.results import baselines
+from llama_perf.results import baselines, recording
 from llama_perf.results.disturbance import disturbance
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.baseline_patch import unfinished
@@ -235,13 +235,13 @@ class LlamaPerfPlugin:
     ) -> None:
         """Name the device and the libraries, which pytest-benchmark does not."""
         if self._run is not None:
-            machine_info[options.SECTION] = asdict(self._run.report.environment)
+            machine_info[recording.SECTION] = asdict(self._run.report.environment)
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """Add the measurements to pytest-benchmark's save, so it can be a baseline."""
         if self._run is not None:
             saved = baselines.of_report(self._run.report)
-            output_json[options.SECTION] = json.loads(to_json(saved))
+            output_json[recording.SECTION] = json.loads(to_json(saved))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_compare_machine_info(

@@ -25,8 +25,9 @@ _TIMES = "{:.2f}x"
 _ROW = "row"
 # The space between two columns, and what tabulate adds to a header.
 _GAP, _PADDING = 2, 2
-# Of a row's name, which is written on several lines where it is longer.
-_LEAST_NAME = 26
+LEAST_NAME = 26
+"""The most characters of a row's name in a line of a table that has to fit: a longer
+one is written on several lines."""
 # What a narrow table has, as far as there is room. It leaves out empty columns.
 _BY_IMPORTANCE = (
     *("verdict", "tok/s", "change", "spread", "peak", "peak-change", "decode"),
@@ -117,7 +118,7 @@ def columns(report: Report, names: Sequence[str], layout: Layout) -> list[Column
     usual = [column for column in known.values() if column.is_usual]
     if layout.width is None or _width(usual) <= layout.width:
         return usual
-    room = layout.width - min(known[_ROW].width - _GAP, _LEAST_NAME)
+    room = layout.width - min(known[_ROW].width - _GAP, LEAST_NAME)
     fitting = {_ROW}
     for name in _BY_IMPORTANCE:
         if all(cell == NOTHING for cell in known[name].cells):
@@ -135,7 +136,7 @@ def lines_of(chosen: Sequence[Column], width: int | None) -> Iterator[tuple[str,
     The rest of a name begins at a dot, and its line has no figures.
     """
     others = chosen[1:]
-    room = None if width is None else max(width - _width(others) - _GAP, _LEAST_NAME)
+    room = None if width is None else max(width - _width(others) - _GAP, LEAST_NAME)
     for name, *cells in zip(*(column.cells for column in chosen), strict=True):
         first, *rest = _parts(name, room or len(name))
         yield first, *cells
@@ -170,7 +171,7 @@ def _all_columns(
         form = f"{{:.{column.digits}f}}"
         values = list(map(metric.read, measured))
         cells = cells_of(values, form, column.scale)
-        yield Column(column.name, column.header, cells, values=values)
+        yield Column(column.name, column.header, cells, column.is_usual, values=values)
         if column.change is not None:
             name, title = column.change
             values = [_change(comparison, title) for comparison in verdicts]

@@ -75,6 +75,16 @@ class BaselineRow:
             processes=self.processes or (samples_of(self.measurement),),
         )
 
+    @property
+    def result(self) -> RowResult:
+        """The row as a run's result has it."""
+        return RowResult(
+            id=self.id,
+            row=self.row,
+            status=Status.MEASURED,
+            measurement=self.measurement,
+        )
+
 
 @record
 class Baseline:
@@ -286,7 +296,11 @@ def _measured_rows(results: Iterable[RowResult]) -> list[BaselineRow]:
 
 
 def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
-    """A row as it is stored, from one measurement for each of its processes."""
+    """A row as it is stored, from one measurement for each of its processes.
+
+    Without the times of its tokens: no comparison needs them, and they would be most of
+    the file.
+    """
     middle = median_speed(measurements)
     compiled = [one.compile_s for one in measurements if one.compile_s is not None]
     processes = tuple(map(samples_of, measurements))
@@ -294,7 +308,9 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
         id=row.id,
         fingerprint=row.fingerprint,
         row=row,
-        measurement=replace(middle, compile_s=min(compiled, default=None)),
+        measurement=replace(
+            middle, compile_s=min(compiled, default=None), token_ns=None
+        ),
         between_process_deviation=deviation(processes),
         processes=processes if len(processes) > 1 else None,
     )

@@ -8,6 +8,7 @@ torch.
 from statistics import median, quantiles
 
 from llama_perf.errors import check_not_negative, check_positive
+from llama_perf.results.token_times import percentile_ms
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
@@ -204,9 +205,9 @@ class Measurement:
     to know.
 
     `token_ns` has, for each sample, the time between each new token and the one before
-    it, without the first. `closeness_db` is the signal to noise of the row's logits
-    compared with the unquantized model's, None where that was not at hand. `memory`
-    says what of the peak the weights and caches are.
+    it, without the first; a baseline leaves it out. `closeness_db` is the signal to
+    noise of the row's logits compared with the unquantized model's, None where that was
+    not at hand. `memory` says what of the peak the weights and caches are.
     """
 
     tok_s: float
@@ -252,6 +253,8 @@ class Measurement:
         for name in ("device_bandwidth_gb_s", "decode_tok_s", "time_to_first_token_s"):
             if (value := getattr(self, name)) is not None:
                 check_positive(name, value)
+        for sample_ns in self.token_ns or ():
+            check_not_negative("token_ns", min(sample_ns, default=0))
 
     @property
     def trend(self) -> float | None:
@@ -270,6 +273,21 @@ class Measurement:
             return None
         first, middle, third = quantiles(self.sample_ns, n=4, method="inclusive")
         return (third - first) / middle
+
+    @property
+    def token_p50_ms(self) -> float | None:
+        """The median of `token_ns`, of all samples together; None: too few tokens."""
+        return percentile_ms(self.token_ns, 50)
+
+    @property
+    def token_p90_ms(self) -> float | None:
+        """Their 90th percentile."""
+        return percentile_ms(self.token_ns, 90)
+
+    @property
+    def token_p99_ms(self) -> float | None:
+        """Their 99th percentile."""
+        return percentile_ms(self.token_ns, 99)
 
     @property
     def device_bandwidth_share(self) -> float | None:

@@ -15,7 +15,7 @@ from llama_perf.results import contradictions
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import ProcessSamples, samples_of
 from llama_perf.rows.spec import RowSpec
-from llama_perf.strict_json import read_json, record
+from llama_perf.strict_json import from_json, read_json, record
 
 
 def _known(value: object) -> str:
@@ -217,9 +217,16 @@ def read_report(path: Path) -> Report:
 
     It is also raised for results that contradict themselves.
     """
-    report = read_json(Report, path)
-    lines = _contradictions(report)
-    contradictions.refuse(lines, source=str(path))
+    return _checked(read_json(Report, path), source=str(path))
+
+
+def parse_report(text: str, *, source: str) -> Report:
+    """Read the results of a run from text, as `read_report` does."""
+    return _checked(from_json(Report, text, source=source), source=source)
+
+
+def _checked(report: Report, *, source: str) -> Report:
+    contradictions.refuse(_contradictions(report), source=source)
     return report
 
 

@@ -95,12 +95,16 @@ def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:
 
 
 def select(
-    rows: Sequence[RowSpec], globs: Sequence[str], *, place: str = "", words: str = ""
+    rows: Sequence[RowSpec],
+    globs: Sequence[str],
+    *,
+    place: str = "",
+    words: str | None = "",
 ) -> list[RowSpec]:
     """The rows whose id or name matches any of `globs`, or all rows without globs.
 
     `place` says in words where the rows are from, `words` are the options that list
-    them. Raises UserError for a glob that matches no row.
+    them, None where no command does. Raises UserError for a glob that matches no row.
     """
     for glob in globs:
         if not any(_matches(row, glob) for row in rows):
@@ -111,9 +115,12 @@ def select(
             meant = did_you_mean(glob, names)
             if close:
                 meant = f"did you mean {close[0]}? "
+            which = counted(len(rows), "row")
+            ending = f"there are {which}"
+            if words is not None:
+                ending = f"`llama-perf rows{words}` lists the {which}"
             raise UserError(
-                f"row: no row{place} matches {shown(glob)}; {meant}`llama-perf"
-                f" rows{words}` lists the {counted(len(rows), 'row')}"
+                f"row: no row{place} matches {shown(glob)}; {meant}{ending}"
             )
     wanted = globs or ["*"]
     return [row for row in rows if any(_matches(row, glob) for glob in wanted)]

@@ -25,10 +25,13 @@ def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str
     return done.stdout.split()[-1]
 
 
-def file_at(commit: str, path: Path) -> str | None:
-    """A file's text in a commit of its checkout; None where the commit lacks it."""
-    folder = path.absolute().parent
-    done = run_git(folder, "show", f"{commit}:./{path.name}")
+def file_at(commit: str, path: str, *, root: Path) -> str | None:
+    """A file's text in a commit; None where the commit lacks it.
+
+    `path` is one of the repository that the folder `root` lies in, or, if it begins
+    with "./", of that folder.
+    """
+    done = run_git(root, "show", f"{commit}:{path}")
     return done.stdout if done.returncode == 0 else None
 
 

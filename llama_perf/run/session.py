@@ -130,6 +130,8 @@ class Session:
             return self._quantized.copy()
         self._quantized = None
         prepared = prepare_row(row, opened=self._opened, slowdown=slowdown)
+        # Kept with the row, they would be there beside another model's.
+        prepared = replace(prepared, unquantized=None)
         model = prepared.engine.model
         # To quantize takes longer than to copy.
         if prepared.quantization is not None and may_keep(

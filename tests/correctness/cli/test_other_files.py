@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_perf.gate.diff import diff_of
+from llama_perf.results import recording
 from llama_perf.results.baselines import path_of
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine
@@ -20,10 +22,12 @@ from tests.correctness.support.record_samples import (
 
 pytest_plugins = ["pytester"]
 BASELINE, RESULTS = baseline_of(measured()), report_of(measured())
+DIFF = diff_of([recording.of_baseline(BASELINE, source="it")] * 2)
 SAVE = {"machine_info": {}, "benchmarks": [], "version": "5.2.3"}
 # The text of each kind, and what is said of it.
 KINDS = {
-    "baseline": (to_json(BASELINE), "it is a baseline: `llama-perf baseline diff FILE"),
+    "baseline": (to_json(BASELINE), "it is a baseline: `llama-perf diff FILE OTHER` c"),
+    "diff": (to_json(DIFF), "it is a comparison that `llama-perf diff` wrote, which n"),
     "results": (to_json(RESULTS), "it has the results of a run: `llama-perf report FI"),
     "rows": (ROWS, "it is a file of rows: `llama-perf rows --rows FILE` lists them"),
     "save": (

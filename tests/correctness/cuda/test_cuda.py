@@ -56,12 +56,21 @@ def measured(result: RowResult) -> Measurement:
     now = result.measurement
     assert now is not None
     assert len(now.sample_ns) == result.row.num_samples
-    for total, first in zip(now.sample_ns, now.first_token_ns, strict=True):
+    assert now.token_ns is not None
+    samples = zip(now.sample_ns, now.first_token_ns, now.token_ns, strict=True)
+    for total, first, others in samples:
         assert 0 < first < total
+        assert len(others) == result.row.max_new_tokens - 1
+        assert min(others) > 0
+        # The times of events have seven digits.
+        assert first + sum(others) <= total * (1 + 1e-6)
+    assert now.memory is not None
+    assert now.memory.weights_bytes >= now.model_size_bytes
     assert 0 < now.tok_s < math.inf
     if result.row.device == "cuda":
         assert now.peak_allocated_bytes is not None
-        assert now.model_size_bytes < now.peak_allocated_bytes <= now.peak_memory_bytes
+        fixed = now.memory.weights_bytes + now.memory.cache_bytes
+        assert fixed < now.peak_allocated_bytes <= now.peak_memory_bytes
     return now
 
 

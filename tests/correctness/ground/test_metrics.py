@@ -6,15 +6,19 @@ from operator import attrgetter
 import pytest
 
 from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
-from llama_perf.results.measurement import StepWork, ValueCheck
+from llama_perf.results.measurement import MemoryParts, StepWork, ValueCheck
 from tests.correctness.support.record_samples import MEASUREMENT
 
 EVERY_FIELD = replace(
     MEASUREMENT,
     peak_allocated_bytes=1,
+    token_ns=((8_000_000,) * 500,),
+    memory=MemoryParts(weights_bytes=9, cache_bytes=10),
+    closeness_db=11.0,
     graph_breaks=2,
     compilations=3,
-    step=StepWork(calls=4.0, ms=5.0, operators=()),
+    compile_s=12.0,
+    step=StepWork(calls=4.0, ms=5.0, operators=(), host_waits=13.0),
     check=ValueCheck(
         signal_to_noise_db=6.0, least_db=7.0, against="b", tokens=8, ties=0, seconds=0.1
     ),
@@ -23,6 +27,7 @@ EVERY_FIELD = replace(
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.title)
 def test_a_metric_is_read_from_a_field_of_a_measurement(metric: Metric) -> None:
+    assert metric.read(EVERY_FIELD) is not None
     assert metric.read(EVERY_FIELD) == attrgetter(metric.source)(EVERY_FIELD)
     compared = metric.rule not in {Rule.SHOWN, Rule.REPORTED}
     assert bool(metric.limits) == compared

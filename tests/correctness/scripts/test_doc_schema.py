@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from llama_perf.results import baselines
+from llama_perf.gate.diff import diff_of
+from llama_perf.results import baselines, recording
 from llama_perf.results.run import Verdict
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.strict_json import to_json
@@ -84,6 +85,15 @@ def test_every_stored_baseline_is_what_the_schema_says() -> None:
     texts.append(to_json(baseline_of_processes({ROW: ALIKE})))
     for text in texts:
         assert problems("baseline.json", json.loads(text)) == []
+
+
+def test_a_comparison_is_what_the_schema_says() -> None:
+    run = report_of(measured(ROW, tok_s=60.0, autoquant=(chosen("int8wo"),)))
+    sides = (
+        recording.of_baseline(baseline_of_processes({ROW: ALIKE}), source="old"),
+        recording.of_report(run, source="new"),
+    )
+    assert problems("diff.json", json.loads(to_json(diff_of(sides)))) == []
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llama_perf.errors import UserError
 from llama_perf.kernels import launch_table
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.autoquant import choose
-from llama_perf.results import baselines
+from llama_perf.results import baselines, recording
 from llama_perf.results.run import read_merged
 from llama_perf.rows.limit_overrides import project_limits
 from llama_perf.rows.selection import load_file
@@ -115,6 +115,11 @@ def _baseline(folder: Path) -> Path:
     rows = {record_samples.CPU_ROW: fast, record_samples.OTHER: slow}
     baseline = record_samples.baseline_of_processes(rows)
     return record_samples.stored_in(folder, baseline)
+
+
+def _save(folder: Path) -> Path:
+    section = _baseline(folder).read_text(encoding="utf-8")
+    return _text("save.json", f'{{"benchmarks": [], "llama_perf": {section}}}')(folder)
 
 
 def _results(folder: Path) -> Path:
@@ -265,6 +270,7 @@ PICKLED: dict[str, Any] = {"part_of": pickle_of, "with_part": with_pickle}
 JSON: dict[str, Any] = {"form": "json"}
 READERS: dict[str, Reader] = {
     "baseline": Reader(make=_baseline, read=baselines.read, **JSON),
+    "save": Reader(make=_save, read=recording.read, **JSON),
     "results": Reader(make=_results, read=lambda path: read_merged([path]), **JSON),
     "rows": Reader(make=_text("rows.toml", ROWS_TOML), read=load_file, form="toml"),
     "pyproject": Reader(
