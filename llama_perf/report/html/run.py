@@ -63,14 +63,15 @@ def _other_tables(report: Report) -> Iterator[Section]:
     # tabulate escapes what it writes as "html".
     published = published_table(report, style="html")
     if published is not None:
-        table = render("table.html.j2", title=TITLE, table=Markup(published))
-        yield Section(title="Published rows", html=table)
+        html = _table(TITLE, published, folded=False)
+        yield Section(title="Published rows", html=html)
     if tables := chosen_in(report, style="html"):
-        html = Markup().join(
-            render("table.html.j2", title=f"for {row_id}", table=Markup(table))
-            for row_id, table in tables
-        )
+        html = Markup().join(_table(*table, folded=True) for table in tables)
         yield Section(title="What autoquant chose", html=html)
+
+
+def _table(title: str, table: str, *, folded: bool) -> Markup:
+    return render("table.html.j2", title=title, table=Markup(table), folded=folded)
 
 
 def _environment(report: Report) -> Section:

@@ -14,9 +14,15 @@ from llama_perf.report.columns import ALL, NOTHING, columns
 from llama_perf.report.html.page import Chart, Section, json_in_html, page
 from llama_perf.report.text import as_markdown, as_text
 from llama_perf.results.run import Comparison, Verdict
+from llama_perf.rows.selection import load_set
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.page_samples import HOSTILE, hostile_run, many_rows
-from tests.correctness.support.record_samples import CPU_ROW, measured, report_of
+from tests.correctness.support.record_samples import (
+    CPU_ROW,
+    chosen,
+    measured,
+    report_of,
+)
 
 
 class Elements(HTMLParser):
@@ -144,3 +150,14 @@ def test_every_verdict_has_a_place_in_the_page() -> None:
 
 def test_a_run_without_rows_is_a_page() -> None:
     assert "0 rows" in report.draw(report_of(), "html")
+
+
+def test_tables_of_other_kinds_are_there_and_escaped() -> None:
+    result = measured(autoquant=(chosen("int8wo"), chosen("<b>none</b>")))
+    drawn = report.draw(report_of(result), "html")
+    assert "What autoquant chose" in drawn
+    assert "&lt;b&gt;none&lt;/b&gt;" in drawn
+    assert "<b>" not in drawn.partition("</main>")[0]
+    assert "Published rows" not in drawn
+    both = [measured(load_set(name)[0]) for name in ("published", "reference")]
+    assert "Published rows" in report.draw(report_of(*both), "html")
