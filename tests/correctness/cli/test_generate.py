@@ -49,10 +49,11 @@ def token_lists(text: str) -> list[list[int]]:
 def test_flags_and_defaults_are_the_references() -> None:
     switches = "interactive linear_causal_mask save compile compile_prefill"
     without = "prefill_size quantization cache_size profile memory_profile write_result"
-    # Not the reference's: it had one kind of kernels and one path, and filled nothing
-    # before timing.
+    # Not the reference's: it had one kind of kernels and one path, filled nothing
+    # before timing, and wrote no report.
     own = {"kernels": None, "attention": "decode", "prefill_chunk": None, "fill": 0}
     assert vars(parsed()) == own | {
+        "report": [],
         **dict.fromkeys(switches.split(), False),
         **dict.fromkeys(without.split()),
         "kv_cache_quantization": False,

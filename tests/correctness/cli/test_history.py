@@ -236,7 +236,7 @@ MISTAKES = (
     ("add {good} {later}", "{later}: schema_version: 9 is not allowed; allowed: 1"),
     (
         "add {good} {baseline}",
-        "{baseline}: it is a baseline: `llama-perf baseline diff F",
+        "{baseline}: it is a baseline: `llama-perf diff F",
     ),
     (
         "add {good} {own}",

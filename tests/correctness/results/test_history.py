@@ -99,7 +99,7 @@ def changed(field: str, value: object) -> str:
         (changed("tok_s", 1e300), "tok_s: 1e+300 is not allowed; allowed: 1e-09 to 1"),
         (changed("started", "May"), "started: 'May' is not allowed; allowed: a time"),
         (changed("added_later", 1), "added_later: unknown field"),
-        (changed("kind", "llama-perf baseline"), "it is a baseline: `llama-perf base"),
+        (changed("kind", "llama-perf baseline"), "it is a baseline: `llama-perf diff "),
         ("[1]", "[1] is not allowed; allowed: an object"),
     ],
 )
