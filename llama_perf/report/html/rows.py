@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_perf.metrics import METRICS
-from llama_perf.report.columns import DISTURBED, Column, Layout, columns, outcome
+from llama_perf.report.columns import (
+    DISTURBED,
+    NAMES,
+    NOTHING,
+    Column,
+    Layout,
+    columns,
+    outcome,
+)
 from llama_perf.report.html.page import Section, json_in_html, render
 from llama_perf.report.html.row_charts import row_charts
 from llama_perf.report.html.row_data import row_data
@@ -107,7 +115,7 @@ def rows_section(
     report: Report, rows: Sequence[Row], common: str, layout: Layout
 ) -> Section:
     """The table of all rows, its filters, and what a row's details need."""
-    chosen = columns(report, [row.name for row in rows], layout)
+    chosen = _chosen(report, rows, layout)
     filters = {
         "model": sorted({row.model for row in rows}),
         "scheme": sorted({row.scheme for row in rows}),
@@ -118,11 +126,9 @@ def rows_section(
     html = render(
         "rows.html.j2",
         common=common,
-        columns=chosen[1:],
+        columns=chosen,
         change_of=_CHANGE_OF,
-        rows=[
-            (row, list(_cells(chosen[1:], number))) for number, row in enumerate(rows)
-        ],
+        rows=[(row, list(_cells(chosen, number))) for number, row in enumerate(rows)],
         filters={
             name: list(dict.fromkeys(values))
             for name, values in filters.items()
@@ -135,6 +141,21 @@ def rows_section(
         details=json_in_html({row.id: _details(report, row) for row in rows}),
     )
     return Section(title="Rows", html=html, on_demand=charts)
+
+
+def _chosen(report: Report, rows: Sequence[Row], layout: Layout) -> list[Column]:
+    """The columns beside the name: those asked for, or all that hold anything.
+
+    The verdict comes first of all, since the last ones may lie beyond the view.
+    """
+    names = [row.name for row in rows]
+    if layout.names is not None:
+        return columns(report, names, layout)[1:]
+    known = columns(report, names, Layout(NAMES))[1:]
+    chosen = [
+        column for column in known if any(cell != NOTHING for cell in column.cells)
+    ]
+    return sorted(chosen, key=lambda column: column.name != "verdict")
 
 
 def _cells(
