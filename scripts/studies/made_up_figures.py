@@ -4,6 +4,7 @@ They follow from the bytes of a row's weights and cache, the card's bandwidth, a
 share of it that each scheme reaches; all scatter is drawn from a seed.
 """
 
+import math
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -29,15 +30,15 @@ _SAMPLES_BUDGET_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class _Scheme:
-    """Bits of a weight, the share of the bandwidth, dB from the unquantized model."""
+    """Bits of a weight, the share of the bandwidth, dB that its rounding leaves."""
 
     bits: float
     share: float
-    closeness_db: float | None
+    closeness_db: float = math.inf
 
 
 _SCHEMES = {
-    "none": _Scheme(16.0, 0.86, None),
+    "none": _Scheme(16.0, 0.86),
     "int8wo": _Scheme(8.0, 0.78, 37.5),
     "int8dq": _Scheme(8.0, 0.72, 26.0),
     "fp6": _Scheme(6.0, 0.63, 24.5),
@@ -49,6 +50,7 @@ _SCHEMES = {
     "autoquant-int4": _Scheme(6.87, 0.66, 22.5),
 }
 _CACHE_DB = 41.0
+_DTYPE_DB = {"bfloat16": 34.6, "float16": 50.8, "float32": 110.0}
 _DRAW = random.Random(SEED)
 # Times of tokens by the usual one: one in two hundred takes much longer.
 _TOKENS = [1 + abs(_DRAW.gauss(0, 0.006)) for _ in range(398)] + [1.2, 1.7]
@@ -141,12 +143,6 @@ def measurement(row: RowSpec, process: str, change: Change = UNCHANGED) -> Measu
     weights_bytes = model_bytes + embedding_bytes
     allocated_bytes = weights_bytes + cache_bytes + workspace_bytes
     watts = 380 + 220 * min(1.0, model_bytes / 15e9) + draw.gauss(0, 4)
-    closeness_db = scheme.closeness_db
-    if closeness_db is None and row.kv_cache is not None:
-        closeness_db = _CACHE_DB
-    if closeness_db is not None:
-        weights = f"{row.model}:{row.quantization}:{row.dtype}:{row.kernels}"
-        closeness_db += random.Random(f"{SEED}:{weights}").gauss(0, 0.3)
     return Measurement(
         tok_s=tok_s,
         decode_tok_s=row.batch_size * (row.max_new_tokens - 1) * 1e9 / median(decode_ns)
@@ -181,7 +177,7 @@ def measurement(row: RowSpec, process: str, change: Change = UNCHANGED) -> Measu
             ties=0,
             seconds=0.09,
         ),
-        closeness_db=None if closeness_db is None else round(closeness_db, 2),
+        closeness_db=round(_closeness_db(row, scheme), 1),
         memory=MemoryParts(weights_bytes=weights_bytes, cache_bytes=cache_bytes),
         joules_per_token=round(watts * step_ms / 1e3 / row.batch_size, 4),
         card=tuple(
@@ -199,6 +195,15 @@ def measurement(row: RowSpec, process: str, change: Change = UNCHANGED) -> Measu
         first_token_ns=tuple(first_token_ns),
         token_ns=tuple(token_ns) if row.max_new_tokens > 1 else None,
     )
+
+
+def _closeness_db(row: RowSpec, scheme: _Scheme) -> float:
+    """What all that a row rounds leaves; the same for rows of the same weights."""
+    noises_db = [scheme.closeness_db, _DTYPE_DB[row.dtype]]
+    noises_db += [] if row.kv_cache is None else [_CACHE_DB]
+    weights = f"{row.model}:{row.quantization}:{row.dtype}:{row.kernels}"
+    scatter_db = random.Random(f"{SEED}:{weights}").gauss(0, 0.3)
+    return scatter_db - 10 * math.log10(sum(10 ** (-one / 10) for one in noises_db))
 
 
 def _step(row: RowSpec, read_s: float, change: Change) -> tuple[float, StepWork]:

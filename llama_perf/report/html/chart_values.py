@@ -3,7 +3,8 @@
 Knows no library that draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 from llama_perf.results.run import Verdict
@@ -19,8 +20,19 @@ BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 VERMILION, PINK, GREY = "#D55E00", "#CC79A7", "#888888"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
 
-# Colours of related families are the same, and no shape is there twice among them.
-LOOKS_OF_FAMILIES = {
+Looks = dict[str, tuple[str, str]]
+_STAR = "M0,-1L.3,-.3L1,-.3L.4,.1L.6,.9L0,.4L-.6,.9L-.4,.1L-1,-.3L-.3,-.3Z"
+
+
+def with_stars(known: Looks, families: Iterable[str]) -> Looks:
+    """The looks that are known, and stars for all other families."""
+    others = (name for name in families if name not in known)
+    stars = zip(others, cycle((*COLOURS, GREY)), strict=False)
+    return known | {name: (colour, _STAR) for name, colour in stars}
+
+
+# Related families have one colour, and shapes that differ.
+_KNOWN = {
     UNQUANTIZED: (GREY, "circle"),
     "int8wo": (BLUE, "square"),
     "int8dq": (SKY, "diamond"),
@@ -34,7 +46,8 @@ LOOKS_OF_FAMILIES = {
     "autoquant": (ORANGE, "circle"),
     "autoquant-int4": (ORANGE, "triangle-right"),
 }
-assert LOOKS_OF_FAMILIES.keys() == {UNQUANTIZED, *FAMILIES}
+LOOKS_OF_FAMILIES = with_stars(_KNOWN, FAMILIES)
+"""Colours and shapes by the family of a scheme."""
 
 LOOKS_OF_VERDICTS = {
     Verdict.SLOWER: (VERMILION, "triangle-down"),

@@ -25,6 +25,10 @@ NO_CLOSENESS = (
     " compares a row with the same weights run another way."
 )
 
+_MOST_DB = 60.0
+"""Rows closer than this are drawn at the end of the axis: those that compute in float32
+have twice as many dB as any other."""
+
 
 def closeness(report: Report) -> list[Chart]:
     """A chart for each model of which a row has its closeness."""
@@ -55,21 +59,18 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
         {**point(result, figures), "db": rounded(db), "front": number in on_front}
         for number, (result, figures, db) in enumerate(known)
     ]
-    unquantized = max(
-        (
-            (sequence_tok_s(result, figures), result)
-            for result, figures in rows
-            if not result.row.is_quantized
-        ),
-        key=itemgetter(0),
-        default=None,
-    )
+    full = [
+        (sequence_tok_s(result, figures), result)
+        for result, figures in rows
+        if not result.row.is_quantized and figures.closeness_db is None
+    ]
+    unquantized = max(full, key=itemgetter(0), default=None)
     speeds = [tok_s for _, tok_s in places]
     speeds += [] if unquantized is None else [unquantized[0]]
     x = alt.X(
         "db:Q",
         title="closeness to the unquantized model, dB",
-        scale=_scale([db for db, _ in places], 1.0),
+        scale=_scale(_shown_db([db for db, _ in places]), 1.0),
     )
     y = alt.Y(
         "tok_s:Q",
@@ -83,16 +84,23 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
         ),
         family_points(base, points, db="dB", front="on the Pareto front"),
     ]
+    beyond = sum(db > _MOST_DB for db, _ in places)
+    if beyond:
+        far = base.transform_filter(f"datum.db > {_MOST_DB}")
+        words = far.transform_calculate(words="datum.db + ' dB'")
+        layers.append(
+            words.mark_text(align="right", dx=6, dy=-11).encode(text="words:N")
+        )
     data = {"rows": points}
     if unquantized is not None:
         tok_s, result = unquantized
         level = {"row": result.id, "tok_s": rounded(tok_s), "label": "unquantized"}
         data["unquantized"] = [level]
         base = of_rows("unquantized").encode(y=y)
-        words = base.mark_text(align="left", dy=-6).encode(
+        named = base.mark_text(align="left", dy=-6).encode(
             x=alt.value(2), text="label:N"
         )
-        layers = [base.mark_rule(strokeDash=[1, 3]), words, *layers]
+        layers = [base.mark_rule(strokeDash=[1, 3]), named, *layers]
     return Chart(
         name=name,
         title=f"{model}: speed by closeness (up is faster, right is closer)",
@@ -100,6 +108,7 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
             [known[number][0] for number in front],
             [places[number] for number in front],
             known=len(known),
+            beyond=beyond,
             left_out=len(rows) - len(known),
             unquantized=unquantized,
         ),
@@ -107,8 +116,16 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
     )
 
 
+def _shown_db(values: Sequence[float]) -> list[float]:
+    """What the axis shows: room at its end for rows that are closer, and their dB."""
+    usual = [db for db in values if db <= _MOST_DB] or [_MOST_DB]
+    if len(usual) == len(values):
+        return usual
+    return [*usual, max(usual) + max(0.25 * (max(usual) - min(usual)), 1.0)]
+
+
 def _scale(values: Sequence[float], least: float) -> alt.Scale:
-    return alt.Scale(domain=domain(values, least=least), nice=False)
+    return alt.Scale(domain=domain(values, least=least), nice=False, clamp=True)
 
 
 def _text(
@@ -116,6 +133,7 @@ def _text(
     places: Sequence[tuple[float, float]],
     *,
     known: int,
+    beyond: int,
     left_out: int,
     unquantized: tuple[float, RowResult] | None,
 ) -> str:
@@ -133,9 +151,12 @@ def _text(
     if unquantized is not None:
         tok_s, result = unquantized
         text += (
-            f" Dotted: the fastest unquantized row, {_of_model(result.row)},"
-            f" {tok_s:.1f} tok/s."
+            " Dotted: the fastest unquantized row of those without a closeness,"
+            f" {_of_model(result.row)}, {tok_s:.1f} tok/s."
         )
+    if beyond:
+        rows = counted(beyond, "row")
+        text += f" Drawn at the right end: {rows} of more than {_MOST_DB:.0f} dB."
     if left_out:
         text += f" Left out, since their closeness is not known: {left_out}."
     return text

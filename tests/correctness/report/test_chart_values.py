@@ -12,6 +12,7 @@ from llama_perf.report.html.chart_values import (
     listed,
     pareto_front,
     rounded,
+    with_stars,
 )
 from llama_perf.results.run import Verdict
 from llama_perf.rows.selection import every_row
@@ -59,6 +60,9 @@ def test_each_family_and_verdict_has_a_look_of_its_own() -> None:
     assert {family(row) for row in every_row()} <= LOOKS_OF_FAMILIES.keys()
     for looks in (LOOKS_OF_FAMILIES, LOOKS_OF_VERDICTS):
         assert len(set(looks.values())) == len(looks)
+    looks = with_stars(LOOKS_OF_FAMILIES, ["new", "int8wo", "other"])
+    assert looks.keys() - LOOKS_OF_FAMILIES.keys() == {"new", "other"}
+    assert len(set(looks.values())) == len(looks)
     assert LOOKS_OF_VERDICTS.keys() == set(Verdict)
     # A failed row differs from others by its shape, not by its colour alone.
     failed = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}

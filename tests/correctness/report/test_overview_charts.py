@@ -158,7 +158,7 @@ def test_each_model_has_the_front_of_its_own_rows() -> None:
         "3 rows these are on it: fp6.fp32.cpu.eager (15.0 dB, 200.0 tok/s),"
         " int8wo.fp32.cpu.eager (30.0 dB, 150.0 tok/s)."
     ) in first.text
-    assert "unquantized row, none.fp32.cpu.eager, 100.0 tok/s" in first.text
+    assert "without a closeness, none.fp32.cpu.eager, 100.0 tok/s" in first.text
     assert "closeness is not known: 2." in first.text
     # The speed of one of its two sequences.
     assert [one["tok_s"] for one in points(second)] == [25.0]
@@ -166,6 +166,21 @@ def test_each_model_has_the_front_of_its_own_rows() -> None:
     assert "unquantized row" not in second.text
     assert "not known" not in second.text
     assert first.name != second.name
+
+
+def test_rows_in_float32_stand_at_the_end_of_the_axis() -> None:
+    exact = measured(CPU_ROW, closeness_db=110.0)
+    near = measured(INT8_CPU, tok_s=150.0, closeness_db=30.0)
+    (chart,) = map(drawn, closeness(report_of(exact, near)))
+    assert points(chart)[0]["db"] == 110.0
+    assert points(chart)[0]["front"]
+    for layer in chart.spec["layer"]:
+        scale = layer["encoding"]["x"]["scale"]
+        assert scale["clamp"]
+        assert scale["domain"] == [29.0, 32.0]
+    assert "Drawn at the right end: 1 row of more than 60 dB." in chart.text
+    # It is a point itself.
+    assert "Dotted" not in chart.text
 
 
 def test_without_closeness_a_sentence_says_why_there_is_no_chart() -> None:
