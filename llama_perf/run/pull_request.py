@@ -5,12 +5,16 @@ Knows nothing of what the comment says.
 
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from llama_perf.errors import UserError
 from llama_perf.strict_json import record
+
+_TIMEOUT_S = 120
+"""How long `gh` may take: all pages of a long pull request come in a few seconds."""
 
 
 @record
@@ -53,12 +57,13 @@ class PullRequest:
     def own_comments(self) -> list[Any]:
         """The comments of the user that `gh` is logged in as; raises UserError."""
         # The token of a workflow may not ask `user`.
-        (answer,) = _gh("graphql", "-f", "query={viewer{login}}")
-        own: str = answer["data"]["viewer"]["login"]
-        # All pages, a list each.
-        pages = _gh("--paginate", f"{self._comments}?per_page=100")
-        every = [comment for page in pages for comment in page]
-        return [one for one in every if _login(one) == own.removesuffix("[bot]")]
+        with _usual_answers():
+            (answer,) = _gh("graphql", "-f", "query={viewer{login}}")
+            own: str = answer["data"]["viewer"]["login"]
+            # All pages, a list each.
+            pages = _gh("--paginate", f"{self._comments}?per_page=100")
+            every = [comment for page in pages for comment in page]
+            return [one for one in every if _login(one) == own.removesuffix("[bot]")]
 
 
 def _login(comment: Any) -> str:
@@ -70,8 +75,21 @@ def _login(comment: Any) -> str:
 def send(request: Request) -> str:
     """Send the request by `gh`; the address of the comment; raises UserError."""
     words = ("--method", request.method, request.path, "--input", "-")
-    (answer,) = _gh(*words, text=json.dumps(request.body))
-    return str(answer["html_url"])
+    with _usual_answers():
+        (answer,) = _gh(*words, text=json.dumps(request.body))
+        return str(answer["html_url"])
+
+
+@contextmanager
+def _usual_answers() -> Iterator[None]:
+    """Raise UserError where the block meets an answer that lacks what it reads."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"an answer lacks what is read from it: {error!r}"
+        raise UserError(f"comment: gh api: {reason}") from None
 
 
 def parse_pages(text: str) -> list[Any]:
@@ -97,7 +115,11 @@ def _gh(*words: str, text: str | None = None) -> list[Any]:
             encoding="utf-8",
             errors="replace",
             check=False,
+            timeout=_TIMEOUT_S,
         )
+    except subprocess.TimeoutExpired:
+        reason = f"no answer in {_TIMEOUT_S} s"
+        raise UserError(f"comment: {' '.join(command[:4])}: {reason}") from None
     except OSError as error:
         reason = "it is not installed"
         if not isinstance(error, FileNotFoundError):

@@ -1,6 +1,7 @@
 """`llama-perf comment`, with a `gh` that is made up."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from llama_perf.report.comment import marker
 from llama_perf.results.run import Comparison, Verdict
+from llama_perf.run import pull_request
 from llama_perf.strict_json import to_json
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.made_up_gh import URL, MadeUpGh, comment_of
@@ -121,6 +123,47 @@ def test_an_answer_that_is_no_json_is_one_line(
     gh.answer([], sent=answer)
     message = cli.refusal(*words(tmp_path))
     assert message == "comment: gh api --method POST: its answer is no JSON"
+
+
+@pytest.mark.parametrize(
+    ("pages", "sent", "lacks"),
+    [
+        ([[]], "[]", "list indices must be"),
+        ([[]], "{}", "KeyError('html_url')"),
+        ([["no comment"]], "{}", "'str' object has no attribute 'get'"),
+        ([5], "{}", "'int' object is not iterable"),
+    ],
+)
+def test_an_answer_of_another_shape_is_one_line(
+    tmp_path: Path, gh: MadeUpGh, cli: CommandLine, pages: Any, sent: str, lacks: str
+) -> None:
+    gh.answer(*pages, sent=sent)
+    message = cli.refusal(*words(tmp_path))
+    assert message.startswith("comment: gh api: an answer lacks what is read from it: ")
+    assert lacks in message
+
+
+def test_a_gh_that_does_not_answer_is_ended(
+    tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "gh"
+    program.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(pull_request, "_TIMEOUT_S", 0.1)
+    message = cli.refusal(*words(tmp_path))
+    assert message.endswith(": no answer in 0.1 s")
+
+
+def test_a_request_is_not_written_over_what_is_read(
+    tmp_path: Path, cli: CommandLine
+) -> None:
+    command = words(tmp_path)
+    results = command[1]
+    message = cli.refusal(*command, "--output", results)
+    assert message.endswith(
+        "it is also a file that is read; allowed: a file of its own"
+    )
 
 
 def test_without_gh_the_request_is_written(

@@ -80,8 +80,10 @@ def test_no_fork_meets_a_token_that_writes() -> None:
     jobs = WORKFLOWS["gpu-perf.yml"]["jobs"]
     same = "github.event.pull_request.head.repo.full_name == github.repository"
     assert same in jobs["rows"]["if"]
-    # A job that was skipped has neither result.
-    ran = "(needs.rows.result == 'success' || needs.rows.result == 'failure')"
+    # A job that was skipped has no output, nor has one whose set-up failed.
+    ran = "needs.rows.outputs.has-results == 'true'"
+    output = "${{ steps.summary.outputs.has-results }}"
+    assert jobs["rows"]["outputs"] == {"has-results": output}
     for name, event in (("comment", "pull_request"), ("history", "schedule")):
         assert jobs[name]["needs"] == "rows"
         condition = " ".join(jobs[name]["if"].split())
