@@ -234,10 +234,7 @@ MISTAKES = (
     ),
     ("add {good} {slowed}", "{slowed}: history: {row} ran with an injected slowdown"),
     ("add {good} {later}", "{later}: schema_version: 9 is not allowed; allowed: 1"),
-    (
-        "add {good} {baseline}",
-        "{baseline}: it is a baseline: `llama-perf diff F",
-    ),
+    ("add {good} {baseline}", "{baseline}: it is a baseline: `llama-perf diff F"),
     (
         "add {good} {own}",
         "{own}: it is a device's history: `llama-perf history show --his",
