@@ -25,7 +25,7 @@ from llama_perf.gate.verdict import judge
 from llama_perf.metrics import TOK_S
 from llama_perf.results import baselines
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.processes import ProcessSamples, samples_of
+from llama_perf.results.processes import ProcessSamples, median_speed, samples_of
 from llama_perf.results.run import Comparison, RowResult, Status, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
 from llama_perf.rows.spec import RowSpec
@@ -110,7 +110,9 @@ class PairsGate:
         test = self.test(pairs)
         assert test is not None, "a row that was measured has two blocks"
         limits = self.limits_of(pairs.row)
-        measurement = pairs.merged("head").measurement
+        # A stored row has no times of single tokens, and a result has.
+        tokens = median_speed(pairs.measurements("head")).token_ns
+        measurement = replace(pairs.merged("head").measurement, token_ns=tokens)
         result = replace(pairs.results["head"][0], measurement=measurement)
         speed, peak = self._speed(pairs, test), pairs.peak(limits)
         base = pairs.merged("base")

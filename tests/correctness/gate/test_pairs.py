@@ -59,6 +59,17 @@ def test_blocks_decide(blocks: list[float], expected: Verdict, reason: str) -> N
     assert shown.measurement.tok_s == 90.0
 
 
+def test_the_times_of_tokens_are_those_of_the_process_that_is_shown() -> None:
+    pairs = paired(0.0, 0.0)
+    pairs.results["head"] = [
+        measured(tok_s=tok_s, token_ns=((round(1e9 / tok_s),),))
+        for tok_s in (80.0, 90.0, 100.0)
+    ]
+    shown = PairsGate().compare(pairs)[0].measurement
+    assert shown is not None
+    assert (shown.tok_s, shown.token_ns) == (90.0, ((11_111_111,),))
+
+
 def test_a_row_goes_on_until_it_is_decided_or_has_all_its_blocks() -> None:
     gate, undecided = PairsGate(), [0.1, -0.1] * 5
     assert gate.test(paired(0.2)) is None
