@@ -10,7 +10,7 @@ from itertools import chain
 from statistics import quantiles
 
 MIN_BEYOND = 5
-"""Tokens that have to be slower than a percentile, for it to be shown."""
+"""Tokens that have to lie beyond a percentile, for it to be shown."""
 
 
 def percentile_ms(
@@ -18,10 +18,10 @@ def percentile_ms(
 ) -> float | None:
     """The percentile of all tokens of all samples; None where they are too few.
 
-    That is at 10 tokens for the 50th, 50 for the 90th and 500 for the 99th. Between two
-    tokens it is interpolated.
+    That is at 10 tokens for the 50th, 50 for the 90th and 500 for the 99th. Below the
+    50th the faster tokens count. Between two tokens it is interpolated.
     """
     times_ns = list(chain.from_iterable(samples_ns or ()))
-    if len(times_ns) * (100 - percent) < MIN_BEYOND * 100:
+    if len(times_ns) * min(percent, 100 - percent) < MIN_BEYOND * 100:
         return None
     return quantiles(times_ns, n=100, method="inclusive")[percent - 1] / 1e6

@@ -6,12 +6,13 @@ no library that draws.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from statistics import median, quantiles
+from statistics import median
 
 from llama_perf.report.html.chart_values import Datum, rounded
 from llama_perf.results.measurement import GB, Measurement, StepWork
 from llama_perf.results.processes import ProcessSamples
 from llama_perf.results.run import Before, Comparison, RowResult
+from llama_perf.results.token_times import percentile_ms
 from llama_perf.rows.spec import RowSpec
 
 SAMPLES, STEP, MEMORY, TOKENS = "row-samples", "row-step", "row-memory", "row-tokens"
@@ -21,8 +22,6 @@ LEAST_TOKENS = 100
 _MOST_OPERATORS = 6
 _LONGEST = 48
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
-# With fewer tokens beyond it, a percentile is that of single tokens.
-_LEAST_BEYOND = 5
 
 # With the numbers in the chart: 0 for what stands for parts that are not known.
 _MEMORY = {"tensors": 0, "peak": 0, "weights": 1, "cache": 2, "workspace": 3, "rest": 4}
@@ -142,11 +141,8 @@ def _part(when: str, number: int, name: str, value: float) -> Datum:
 
 def _tokens(figures: Measurement) -> Iterator[Datum]:
     """The percentiles of the tokens' times, which are kept of this run only."""
-    times_ns = [*chain(*(figures.token_ns or ()))]
-    if len(times_ns) < LEAST_TOKENS:
+    if sum(map(len, figures.token_ns or ())) < LEAST_TOKENS:
         return
-    cuts_ns = quantiles(times_ns, n=100, method="inclusive")
     for percent in _PERCENTILES:
-        beyond = len(times_ns) * min(percent, 100 - percent) / 100
-        if beyond >= _LEAST_BEYOND:
-            yield {"percent": percent, "ms": rounded(cuts_ns[percent - 1] / 1e6)}
+        if (time_ms := percentile_ms(figures.token_ns, percent)) is not None:
+            yield {"percent": percent, "ms": rounded(time_ms)}
