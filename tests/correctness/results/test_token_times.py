@@ -44,7 +44,9 @@ def figures(run: Report) -> list[list[str]]:
     return [[cell.strip() for cell in line] for line in (header, row)]
 
 
-@pytest.mark.parametrize(("percent", "least"), [(50, 10), (90, 50), (99, 500)], ids=str)
+@pytest.mark.parametrize(
+    ("percent", "least"), [(50, 10), (90, 50), (99, 500), (10, 50), (1, 500)], ids=str
+)
 def test_a_percentile_needs_five_tokens_beyond_it(percent: int, least: int) -> None:
     assert percentile_ms([[7_000_000] * least], percent) == 7
     assert percentile_ms([[7_000_000] * (least - 1)], percent) is None
