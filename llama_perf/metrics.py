@@ -166,7 +166,7 @@ METRICS = (
         "time_to_first_token_s",
         Rule.REPORTED,
         Column("first-token", "first token ms", 1, scale=1e3),
-        digits=2,
+        digits=4,
     ),
     *(
         Metric(

@@ -4,6 +4,7 @@ Knows no message in particular.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from enum import Enum
@@ -20,6 +21,20 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     if not plural:
         plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
     return f"{number} {plural}"
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal, or turn its direction around.
+
+    Such characters, which a file of another's may hold, are written as escapes. Line
+    breaks stay.
+    """
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def loss_found(share: float) -> str:

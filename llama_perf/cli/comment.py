@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llama_perf.errors import RecordError, SpecError
+from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import check_apart, check_writable, read_text, write_atomically
 from llama_perf.report.comment import body, has_news, marker
 from llama_perf.results.run import read_merged
@@ -80,6 +80,9 @@ def main(arguments: argparse.Namespace) -> int:
         reason = "it belongs to --output FILE; gh asks for the comments itself"
         raise SpecError("comments", str(arguments.comments), reason)
     if arguments.output is not None:
+        if repository is None:
+            reason = "a request in a file names its repository: give --repo"
+            raise UserError(f"repo: {reason} OWNER/NAME")
         check_writable("output", arguments.output)
         read = filter(None, [*arguments.results, arguments.comments])
         check_apart(

@@ -4,8 +4,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from llama_perf import report as reports
 from llama_perf.report.columns import on_screen
-from llama_perf.report.text import as_text
 from llama_perf.results.run import Report
 from llama_perf.run.options import RunRequest
 from llama_perf.run.results_file import ResultsFile
@@ -14,7 +14,8 @@ from llama_perf.strict_json import to_line
 
 def print_report(report: Report, request: RunRequest) -> None:
     """Print the report with the columns that the request asks for."""
-    print(as_text(report, on_screen(request.columns, terminal_width())))
+    layout = on_screen(request.columns, terminal_width())
+    print(reports.draw(report, "text", layout))
 
 
 def terminal_width() -> int | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_perf import report as reports
-from llama_perf.cli.ending import terminal_width
+from llama_perf.cli.ending import code_of, terminal_width
 from llama_perf.cli.no_command import print_help
-from llama_perf.errors import RecordError, UserError
+from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import (
     check_appendable,
     check_folder,
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--history",
             metavar="DIR",
-            type=Path,
+            type=_named_folder,
             help="the folder of histories (default: history/ of the project)",
         )
         if act is add:
@@ -137,6 +137,9 @@ def add(arguments: argparse.Namespace) -> int:
         check_writable_anew("history", path)
         check_appendable("history", path)
     for source, report, lines in runs:
+        if not lines:
+            print(f"{source}: nothing to add, since no row was measured")
+            continue
         path = history.path_of(folder, report.environment.device_key)
         added = history.append(path, lines)
         words = [f"added {counted(len(added), 'row')} to {path}"]
@@ -152,8 +155,13 @@ def add(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Draw the trends; change points are left out, with a note, without Otava."""
+    folder = _folder(arguments)
+    kept = [("a history", path) for path in history.paths(folder)]
+    reports.check_paths(arguments.report, Trends, others=kept)
     for path in arguments.report:
-        reports.check_path(path, Trends)
+        if history.is_one(folder, path):
+            reason = "it would be read as a device's history; give another folder"
+            raise SpecError("report", str(path), reason)
     form = reports.format_named(arguments.format, Trends)
     problem = change_points.why_not()
     devices = list(_read(arguments, with_changes=problem is None))
@@ -162,11 +170,10 @@ def show(arguments: argparse.Namespace) -> int:
         rows=tuple(row for device in devices for row in device.rows),
         note=problem,
     )
-    for path in arguments.report:
-        reports.write(document, path)
+    problems = reports.write_all(document, arguments.report)
     text = reports.draw(document, form.name, Layout(width=terminal_width()))
     print(_in_encoding(text, sys.stdout.encoding), end="")
-    return 0
+    return code_of(problems)
 
 
 def _in_encoding(text: str, encoding: str | None) -> str:
@@ -226,6 +233,12 @@ def _commits(change: ChangePoint) -> Iterator[str]:
             yield f"and {more} more: git log {old}..{new}"
 
 
+def _named_folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not allowed; name a folder")
+    return Path(text)
+
+
 def _folder(arguments: argparse.Namespace) -> Path:
     folder: Path | None = arguments.history
     return history.history_folder() if folder is None else folder
@@ -263,7 +276,7 @@ def _keys(folder: Path, device: str | None) -> list[str]:
     keys = [] if is_absent(folder) else history.keys(folder)
     if not keys:
         makes = "`llama-perf history add RESULTS` makes one"
-        raise RecordError(f"history: {folder} has none yet; {makes}")
+        raise RecordError(f"history: the folder {folder} has none yet; {makes}")
     if device is not None and device not in keys:
         raise RecordError(
             f"device: {device!r} has no history in {folder};"

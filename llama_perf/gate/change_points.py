@@ -118,11 +118,11 @@ def counted_ones(
 
 
 def _long_enough(indices: list[int], count: int, min_runs: int) -> list[int]:
-    """The indices without those whose level ends too soon, from the last one on."""
+    """The indices without those with a level beside them that is too short."""
     kept: list[int] = []
     end = count
     for index in reversed(indices):
-        if end - index >= min_runs:
+        if end - index >= min_runs and index >= min_runs:
             kept.insert(0, index)
             end = index
     return kept

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llama_perf import report as reports
 from llama_perf.errors import UserError
 from llama_perf.pytest_plugin import options
 from llama_perf.pytest_plugin.junit import junit_properties
@@ -302,13 +303,12 @@ class LlamaPerfPlugin:
             lines += interrupted_lines(report, self._request, code, command)
         if report.results:
             from llama_perf.report.columns import on_screen
-            from llama_perf.report.text import as_text
 
             writer = self._config.get_terminal_writer()
             width = writer.fullwidth if terminalreporter.isatty else None
             layout = on_screen(self._request.columns, width)
             terminalreporter.section("llama-perf")
-            terminalreporter.write(as_text(report, layout))
+            terminalreporter.write(reports.draw(report, "text", layout))
             if self._run.file.problem is None:
                 terminalreporter.write(f"results: {self._run.file.path}\n")
             elif not self._request.results_named:

@@ -19,6 +19,7 @@ from llama_perf.files import check_apart, check_writable, write_atomically
 from llama_perf.report.columns import ALL, Layout
 from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
+from llama_perf.words import printable
 
 Draw = TypeVar("Draw", bound=Callable[..., str])
 
@@ -109,7 +110,14 @@ def draw(document: Any, name: str, layout: Layout = ALL) -> str:
 
 
 def _drawn(document: Any, form: Format, layout: Layout) -> str:
-    return form.draw(document, *([layout] if form.has_columns else []))
+    text = form.draw(document, *([layout] if form.has_columns else []))
+    if form.suffix == ".html":
+        # Nothing steers it, and its library has such characters.
+        return text
+    if form.suffix == ".md":
+        # Markdown may hold HTML, and none of it would be ours.
+        text = text.replace("<", "&lt;")
+    return printable(text)
 
 
 def check_path(path: Path, of: type = Report) -> None:

@@ -13,7 +13,7 @@ from llama_perf.report.columns import Layout, columns
 from llama_perf.report.notes import summary
 from llama_perf.report.table import row_names
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
-from llama_perf.words import counted
+from llama_perf.words import counted, printable
 
 MOST_BYTES = 65_536
 """GitHub's limit is as many characters; none takes less than a byte."""
@@ -193,13 +193,13 @@ def plain(text: str) -> str:
     GitHub finds `@name` and `#12` in the text that it shows, so a space without width
     stands after those signs.
     """
-    text = re.sub(r"[@#](?=\w)", lambda found: f"{found[0]}\u200b", text)
+    text = re.sub(r"[@#](?=\w)", lambda found: f"{found[0]}\u200b", printable(text))
     return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
 def code(text: str) -> str:
     """The text as code, which is shown as it is; not for a table's cell."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     space = " " if longest else ""

@@ -7,6 +7,7 @@ nothing of the meaning of their figures.
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -63,6 +64,10 @@ class HistoryLine:
 
     def __post_init__(self) -> None:
         moment(self.started)
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.isprintable():
+                raise SpecError(name, value, "allowed: characters that can be printed")
         check_positive("tok_s", self.tok_s)
         for name in ("peak_memory_bytes", "model_size_bytes", "samples"):
             check_not_negative(name, getattr(self, name))
@@ -106,6 +111,20 @@ def keys(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix == SUFFIX)
 
 
+def paths(folder: Path) -> list[Path]:
+    """The files of a folder of histories; none where it cannot be listed."""
+    # Whoever reads one gets the reason.
+    with suppress(OSError, ValueError):
+        return [path for path in folder.iterdir() if is_one(folder, path)]
+    return []
+
+
+def is_one(folder: Path, path: Path) -> bool:
+    """Whether a file at `path` would be a device's history in this folder."""
+    there, home = (Path(os.path.realpath(one)) for one in (path, folder))
+    return there.suffix == SUFFIX and there.parent == home
+
+
 def lines_of(report: Report) -> list[HistoryLine]:
     """The lines of a run's measured rows; raises RecordError for a slowed row."""
     where = report.environment
@@ -141,17 +160,12 @@ def lines_of(report: Report) -> list[HistoryLine]:
 
 
 def read_run(path: Path) -> tuple[Report, list[HistoryLine]]:
-    """A run's results and their lines; raises RecordError that names the file.
-
-    It is also raised where no row was measured.
-    """
+    """A run's results and their lines; raises RecordError that names the file."""
     report = read_report(path)
     try:
         lines = lines_of(report)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
-    if not lines:
-        raise RecordError(f"{path}: no row was measured, so there is none to add")
     return report, lines
 
 

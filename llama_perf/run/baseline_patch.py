@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_perf.errors import RecordError, SpecError, UserError, WriteError
-from llama_perf.files import write_atomically
+from llama_perf.files import is_absent, read_bytes, write_atomically
 from llama_perf.results import baselines
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Report, RowResult, Status, Verdict
@@ -30,6 +30,9 @@ _DIFF = (
     *("diff", "--no-index", "--no-color", "--no-ext-diff", "--no-textconv"),
     *("--no-prefix", "--unified=3"),
 )
+
+
+_BEGIN = b"diff --git "
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +63,32 @@ def check(request: RunRequest, *, is_named: bool) -> None:
             " another file; leave one of them out"
         )
     _top(request.baselines, request.baseline_patch)
+    _remove_older(request.baseline_patch)
+
+
+def _remove_older(path: Path) -> None:
+    """Remove the patch of an earlier run; raises SpecError for what is none."""
+    if is_absent(path):
+        return
+    text = read_bytes(path, error=UserError, most=len(_BEGIN))
+    if text not in {b"", _BEGIN}:
+        raise SpecError(_FIELD, str(path), "it is there and is no patch of git")
+    path.unlink()
 
 
 def offer(report: Report, request: RunRequest, display: Display) -> Offer:
     """Measure the rows that the patch is for, and write it.
 
-    A file of an earlier run goes where there is nothing to offer. What could not be
-    measured or written is a problem of the offer; only an interrupt ends it.
+    What could not be measured or written is a problem of the offer; only an interrupt
+    ends it.
     """
     path = request.baseline_patch
     if path is None:
         return Offer()
     results, lines = _offered(report, request)
     if not results:
-        path.unlink(missing_ok=True)
-        nothing = f"{_FIELD}: no row is FASTER, SMALLER or new; no patch was written"
-        return Offer([*lines, nothing])
+        more = "other " if lines else ""
+        return Offer([*lines, f"{_FIELD}: no {more}row is FASTER, SMALLER or new"])
     rows = [result.row for result in results]
     processes = default_processes(rows)
     each = counted(processes, "fresh process")
@@ -88,6 +101,10 @@ def offer(report: Report, request: RunRequest, display: Display) -> Offer:
             display=display,
             leave_out=lambda problem: lines.append(f"{_FIELD}: left out: {problem}"),
         )
+        measured, disturbed = _calm(measured)
+        lines += disturbed
+        if disturbed and not measured:
+            return Offer(lines)
         found = baselines.find(request.baselines, environment.device_key)
         old = None if found is None else found[1]
         new = baselines.updated(old, environment=environment, results=measured)
@@ -123,6 +140,20 @@ def _offered(report: Report, request: RunRequest) -> tuple[list[RowResult], list
         else:
             results.append(result)
     return results, lines
+
+
+def _calm(measured: Sequence[RowResult]) -> tuple[list[RowResult], list[str]]:
+    """The results of the rows of which no process was disturbed; a line for each other.
+
+    A slow process would make the noise of the new baseline larger, and so its limits.
+    """
+    words = {result.id: disturbance(result) for result in measured}
+    words = {row_id: reason for row_id, reason in words.items() if reason}
+    lines = [
+        f"{_FIELD}: left out: {row_id}: a process was disturbed: {reason}"
+        for row_id, reason in words.items()
+    ]
+    return [result for result in measured if result.id not in words], lines
 
 
 def _top(folder: Path, path: Path) -> Path:

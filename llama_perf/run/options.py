@@ -153,8 +153,8 @@ class RunRequest:
     columns: str | None = _option(
         "show these columns of the table: all, narrow (what fits 80 characters), or"
         f" names with a comma between: {', '.join(NAMES)}. By default all, or on a"
-        " terminal that is too narrow what fits it. A --report has all columns unless"
-        " some are named",
+        " terminal that is too narrow what fits it. The tables of a --report have all"
+        " unless some are named; CSV, JSON and JSON Lines always have everything",
         "COLUMNS",
     )
     inject_slowdown: tuple[tuple[str, float], ...] = _repeatable(

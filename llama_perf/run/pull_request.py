@@ -107,6 +107,8 @@ def parse_pages(text: str) -> list[Any]:
 def _gh(*words: str, text: str | None = None) -> list[Any]:
     """The JSON that `gh api WORDS` prints; raises UserError with its own words."""
     command: Sequence[str] = ("gh", "api", *words)
+    # With the address, and without the question.
+    called = " ".join(command[: 3 if words[0] == "graphql" else 5])
     try:
         done = subprocess.run(
             command,
@@ -119,7 +121,7 @@ def _gh(*words: str, text: str | None = None) -> list[Any]:
         )
     except subprocess.TimeoutExpired:
         reason = f"no answer in {_TIMEOUT_S} s"
-        raise UserError(f"comment: {' '.join(command[:4])}: {reason}") from None
+        raise UserError(f"comment: {called}: {reason}") from None
     except OSError as error:
         reason = "it is not installed"
         if not isinstance(error, FileNotFoundError):
@@ -129,11 +131,11 @@ def _gh(*words: str, text: str | None = None) -> list[Any]:
         ) from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["it gave no reason"]
-        raise UserError(f"comment: {' '.join(command[:4])}: {lines[0]}")
+        raise UserError(f"comment: {called}: {lines[0]}")
     try:
         pages = parse_pages(done.stdout)
     except ValueError:
         pages = []
     if not pages:
-        raise UserError(f"comment: {' '.join(command[:4])}: its answer is no JSON")
+        raise UserError(f"comment: {called}: its answer is no JSON")
     return pages

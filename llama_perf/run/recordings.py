@@ -13,6 +13,7 @@ from llama_perf.files import is_absent
 from llama_perf.results import baselines, recording
 from llama_perf.results.recording import Recording
 from llama_perf.run.revision import file_at, resolve
+from llama_perf.words import shown
 
 STDIN = "-"
 # A date in braces may have colons: `main@{10:00}:baselines/...`.
@@ -77,7 +78,7 @@ def _of_commit(
     text = file_at(commit, path, root=root)
     if text is None:
         what = f"no file {path}" if device is None else f"no baseline of {device}"
-        raise RecordError(f"{name}: commit {commit[:12]} has {what}")
+        raise RecordError(f"{shown(name)}: commit {commit[:12]} has {what}")
     return recording.parse(text, source=name)
 
 

@@ -20,7 +20,7 @@ def resolve(revision: str, *, root: Path = CHECKOUT, field: str = "base") -> str
     options = ("--verify", "--end-of-options")
     done = run_git(root, "rev-parse", *options, f"{revision}^{{commit}}")
     if done.returncode != 0:
-        reason = done.stderr.strip().rpartition("\n")[2]
+        reason = done.stderr.strip().rpartition("\n")[2].removeprefix("fatal: ")
         raise UserError(f"{field}: {revision!r} names no commit of {root}: {reason}")
     return done.stdout.split()[-1]
 

@@ -112,7 +112,7 @@ def test_what_gh_refuses_is_one_line(
 ) -> None:
     gh.answer([], refusals={part: f"{REFUSALS[part]}\nand more of it\n"})
     message = cli.refusal(*words(tmp_path))
-    assert message.startswith(f"comment: gh api {part} ")
+    assert message.startswith(f"comment: gh api {part}")
     assert message.endswith(f": {REFUSALS[part]}")
 
 
@@ -122,7 +122,8 @@ def test_an_answer_that_is_no_json_is_one_line(
 ) -> None:
     gh.answer([], sent=answer)
     message = cli.refusal(*words(tmp_path))
-    assert message == "comment: gh api --method POST: its answer is no JSON"
+    called = "gh api --method POST repos/o/r/issues/7/comments"
+    assert message == f"comment: {called}: its answer is no JSON"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,9 @@ def test_a_request_is_not_written_over_what_is_read(
 ) -> None:
     command = words(tmp_path)
     results = command[1]
+    lacks = [word for word in command if word not in {"--repo", "o/r"}]
+    message = cli.refusal(*lacks, "--output", str(tmp_path / "out.json"))
+    assert message.startswith("repo: a request in a file names its repository: give ")
     message = cli.refusal(*command, "--output", results)
     assert message.endswith(
         "it is also a file that is read; allowed: a file of its own"

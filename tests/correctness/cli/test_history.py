@@ -185,14 +185,32 @@ def test_reports_are_written_by_their_suffix(tmp_path: Path, cli: CommandLine) -
     assert json.loads(said) == document
 
 
+@pytest.mark.parametrize("name", ["device.jsonl", "other.jsonl"])
+def test_a_report_takes_no_historys_place(
+    tmp_path: Path, cli: CommandLine, name: str
+) -> None:
+    path = stored(tmp_path, lines(steady(3)))
+    before = path.read_bytes()
+    report = path if name == "device.jsonl" else tmp_path / name
+    words = ("history", "show", "--history", str(tmp_path), "--report", str(report))
+    reason = "it is also a history; " if report == path else "it would be read as a dev"
+    assert reason in cli.refusal(*words)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
+
+
+def test_an_empty_name_of_a_folder_is_refused(cli: CommandLine) -> None:
+    message = cli.refusal("history", "show", "--history", "")
+    assert message == "history: '' is not allowed; name a folder"
+
+
 MISTAKES = (
     (
         "show --history {absent}",
-        "history: {absent} has none yet; `llama-perf history add",
+        "history: the folder {absent} has none yet; `llama-perf history add",
     ),
     (
         "check --history {absent}",
-        "history: {absent} has none yet; `llama-perf history ad",
+        "history: the folder {absent} has none yet; `llama-perf history ad",
     ),
     ("show --history {empty}", "{empty}/cpu-some-2c.jsonl: it has no line"),
     (

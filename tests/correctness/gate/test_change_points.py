@@ -51,7 +51,8 @@ def test_outliers_hide_no_change_and_are_none() -> None:
 def test_a_series_without_any_noise() -> None:
     # The reserved bytes of a card are the same each night.
     assert only([4e9] * 30 + [4.4e9] * 3) == (30, 0.1)
-    for values in ([], [4e9], [4e9, 4.4e9], [4e9] * 40, [4e9] * 40 + [5e9]):
+    alike = [4e9] * 40
+    for values in ([], [4e9], [4e9, 4.4e9], alike, [*alike, 5e9], [2e9, *alike]):
         assert steps(values) == []
 
 

@@ -119,15 +119,30 @@ def test_a_damaged_line_is_named_and_the_others_are_read(
         history.read(path)
 
 
-def test_a_slowed_row_and_a_run_without_a_row_are_refused(tmp_path: Path) -> None:
+def test_a_slowed_row_is_refused_and_a_run_without_a_row_has_no_line(
+    tmp_path: Path,
+) -> None:
     slowed = run(injected_slowdown=0.25)
     path = written(tmp_path / "slowed.json", slowed)
     with pytest.raises(RecordError, match=r"slowed.json: .* injected slowdown"):
         history.read_run(Path(path))
     none = replace(run(), results=(unmeasured(Status.NOT_RUN, "no memory"),))
     path = written(tmp_path / "none.json", none)
-    with pytest.raises(RecordError, match=r"none.json: no row was measured"):
-        history.read_run(Path(path))
+    assert history.read_run(Path(path)) == (none, [])
+
+
+@pytest.mark.parametrize("field", ["id", "commit", "torch", "weights", "disturbed"])
+def test_a_line_that_would_steer_a_terminal_is_damaged(
+    tmp_path: Path, field: str
+) -> None:
+    path = stored(tmp_path, lines([100.0]))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for text in ("\x1b[31mred", "two\nlines", "turned \u202e around"):
+        path.write_text(json.dumps(document | {field: text}), encoding="utf-8")
+        with pytest.raises(
+            RecordError, match="allowed: characters that can be printed"
+        ):
+            history.read(path)
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(

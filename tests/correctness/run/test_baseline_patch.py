@@ -19,6 +19,7 @@ from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     CPU_ROW,
     ENVIRONMENT,
+    OTHER,
     baseline_of,
     compare,
     measured,
@@ -114,10 +115,10 @@ def test_rows_of_a_device_without_a_baseline_make_a_new_file(project: Project) -
 def test_a_run_with_nothing_to_offer_leaves_no_patch(project: Project) -> None:
     ids = stand_in(project)
     patch = committed(project)
-    patch.write_text("of an earlier run", encoding="utf-8")
+    patch.write_text("diff --git a/old b/old\n", encoding="utf-8")
     words = (*OPTIONS, "--row", PLAIN, "--row", FP6, "--baseline-patch", str(patch))
     output, _ = project.cli(*project.run_words(*words))
-    assert "baseline-patch: no row is FASTER, SMALLER or new; no patch was" in output
+    assert "\nbaseline-patch: no row is FASTER, SMALLER or new\n" in output
     assert not patch.exists()
     assert ids == []
 
@@ -129,6 +130,7 @@ def test_an_interrupted_run_says_that_there_is_no_patch(project: Project) -> Non
     stand_in(project)
     project.stand_in(process)
     patch = committed(project)
+    patch.write_text("diff --git a/old b/old\n", encoding="utf-8")
     words = (*OPTIONS, "--baseline-patch", str(patch))
     output, _ = project.cli(*project.run_words(*words), code=130)
     assert "baseline-patch: the run was ended before it, so there is none\n" in output
@@ -151,6 +153,27 @@ def test_a_patch_that_the_disk_refuses_is_the_last_line(
     assert f"ERROR: {refused}" in result.stdout.str()
 
 
+def test_a_row_with_a_disturbed_process_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "-q")
+    busy = measured(neighbours=("other (12)",))
+    processes = [measured(), busy, *[measured(OTHER)] * 2]
+    environments = Mock(return_value=(ENVIRONMENT, processes))
+    monkeypatch.setattr(baseline_patch, "in_fresh_processes", environments)
+    results = (measured(), measured(OTHER))
+    comparisons = tuple(compare(result, None) for result in results)
+    patch = tmp_path / "a.patch"
+    request = RunRequest(compare=True, baselines=tmp_path, baseline_patch=patch)
+    report = report_of(*results, comparisons=comparisons)
+    offer = baseline_patch.offer(report, request, quiet())
+    said = "a process was disturbed: other processes on the GPU: other (12)"
+    assert offer.lines[0] == f"baseline-patch: left out: {CPU_ROW.id}: {said}"
+    git(tmp_path, "apply", str(patch))
+    (path,) = tmp_path.glob("*/baseline.json")
+    assert [row.id for row in baselines.read(path).rows] == [OTHER.id]
+
+
 def test_disturbed_and_slowed_rows_are_left_out_and_named() -> None:
     slowed = measured(CPU_ROW, injected_slowdown=0.25)
     busy = measured(replace(CPU_ROW, batch_size=2), neighbours=("other (12)",))
@@ -165,6 +188,7 @@ def test_disturbed_and_slowed_rows_are_left_out_and_named() -> None:
         f"baseline-patch: left out: {slowed.id}: it ran with an injected slowdown",
         f"baseline-patch: left out: {busy.id}: other processes on the GPU: other (12)",
     ]
+    assert offer.lines[2:] == ["baseline-patch: no other row is FASTER, SMALLER or new"]
     assert not offer.problems
 
 
@@ -196,7 +220,7 @@ def test_the_names_of_folders_are_quoted_as_git_does(
 def test_what_cannot_become_a_patch_is_refused_before_anything_runs(
     project: Project, tmp_path: Path
 ) -> None:
-    patch = project.path / "a.patch"
+    patch = committed(project)
     words = ("--baseline-patch", str(patch))
     text = project.cli.refusal(*project.run_words(*words))
     assert text == (
@@ -210,6 +234,11 @@ def test_what_cannot_become_a_patch_is_refused_before_anything_runs(
     assert (
         text == f"baseline-patch: {missing!r} is not allowed; its folder does not exist"
     )
+    patch.write_text("kept\n", encoding="utf-8")
+    text = project.cli.refusal(*project.run_words("--compare", *words))
+    assert text.endswith("; it is there and is no patch of git")
+    assert patch.read_text(encoding="utf-8") == "kept\n"
+    patch.unlink()
     named = str(project.record())
     text = project.refusal(f"--benchmark-compare={named}", *words)
     assert "baseline-patch: it changes this device's baseline, and the compar" in text
