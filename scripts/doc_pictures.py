@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="the results of a run")
     parser.add_argument("name", help="what the pictures' names begin with")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--row", metavar="ID", help="whose details are shown")
+    text = "a part of the name of the row whose details are shown (default: the first)"
+    parser.add_argument("--row", metavar="NAME", help=text)
     parsed = parser.parse_args(arguments)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -84,14 +84,17 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
         ),
         family_points(base, points, db="dB", front="on the Pareto front"),
     ]
-    beyond = sum(db > _MOST_DB for db, _ in places)
-    if beyond:
-        far = base.transform_filter(f"datum.db > {_MOST_DB}")
-        words = far.transform_calculate(words="datum.db + ' dB'")
-        layers.append(
-            words.mark_text(align="right", dx=6, dy=-11).encode(text="words:N")
-        )
     data = {"rows": points}
+    far = [
+        point for point, (db, _) in zip(points, places, strict=True) if db > _MOST_DB
+    ]
+    beyond = len(far)
+    if far:
+        # One label for all of them, which often lie on one another.
+        fastest = max(far, key=itemgetter("tok_s"))
+        data["beyond"] = [{**fastest, "label": f"more than {_MOST_DB:g} dB"}]
+        named = of_rows("beyond").encode(x=x, y=y, text="label:N")
+        layers.append(named.mark_text(align="right", dx=6, dy=-11))
     if unquantized is not None:
         tok_s, result = unquantized
         level = {"row": result.id, "tok_s": rounded(tok_s), "label": "unquantized"}

@@ -179,6 +179,8 @@ def test_rows_in_float32_stand_at_the_end_of_the_axis() -> None:
         assert scale["clamp"]
         assert scale["domain"] == [29.0, 32.0]
     assert "Drawn at the right end: 1 row of more than 60 dB." in chart.text
+    labels = chart.spec["datasets"]["beyond"]
+    assert [label["label"] for label in labels] == ["more than 60 dB"]
     # It is a point itself.
     assert "Dotted" not in chart.text
 
