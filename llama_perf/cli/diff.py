@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llama_perf import report
 from llama_perf.cli.ending import code_of, terminal_width
+from llama_perf.cli.formats import add_formats
 from llama_perf.errors import SpecError, UserError
 from llama_perf.gate.diff import diff_of
 from llama_perf.report.columns import Layout
@@ -54,16 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="the device whose baseline REV: means (default: that of the other files)",
     )
-    parser.add_argument("--format", choices=report.names(Diff), default="text")
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="write the comparison to this file too, in the format of its suffix:"
-        f" {', '.join(report.suffixes(Diff))} (repeatable)",
-    )
+    add_formats(parser, Diff, "comparison")
 
 
 def main(arguments: argparse.Namespace) -> int:

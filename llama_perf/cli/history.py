@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llama_perf import report as reports
 from llama_perf.cli.ending import code_of, terminal_width
+from llama_perf.cli.formats import add_formats
 from llama_perf.cli.no_command import print_help
 from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.files import (
@@ -109,16 +110,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
         help="the table's medians and curves are of the last so many runs of a row"
         " (default: %(default)s); charts and data have all of them",
     )
-    parser.add_argument("--format", choices=reports.names(Trends), default="text")
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="write the trends to this file, in the format of its suffix:"
-        f" {', '.join(reports.suffixes(Trends))} (repeatable)",
-    )
+    add_formats(parser, Trends, "trends")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
 from llama_perf.report import report_format
-from llama_perf.report.columns import ALL, Layout, lines_of
+from llama_perf.report.columns import ALL, Layout
 from llama_perf.report.diff_table import (
     columns,
     fitting,
@@ -20,6 +20,7 @@ from llama_perf.report.diff_table import (
     sides,
     summary,
 )
+from llama_perf.report.table import in_cells, table_of
 from llama_perf.results.diff import Diff, DiffMetric, DiffRow
 from llama_perf.strict_json import to_json, to_line
 
@@ -46,7 +47,6 @@ def as_text(diff: Diff, layout: Layout = ALL) -> str:
 def as_markdown(diff: Diff, layout: Layout = ALL) -> str:
     """The same as GitHub shows it."""
     names, common = names_of(diff)
-    names = [name.replace("|", r"\|") for name in names]
     lines = [f"### llama-perf: {summary(diff)}", ""]
     lines += [f"- {letter}: `{words}`" for letter, words in sides(diff)]
     lines += ["", *([f"Every row: `{common}`", ""] if common else [])]
@@ -68,29 +68,18 @@ def _tables(
         return
     every = list(columns(diff, names))
     chosen = fitting(every, layout.width)
-    yield _table(
-        lines_of(chosen, layout.width),
-        [column.header for column in chosen],
-        ["right" if column.is_figure else "left" for column in chosen],
-        style,
-    )
+    yield table_of(chosen, style, layout.width)
     if left_out := [column.header for column in every if column not in chosen]:
         yield f"not in {layout.width} characters a line: {', '.join(left_out)}"
     if lines := [line.cells() for line in others(diff, names, layout.names or ())]:
         headers = other_headers(diff)
-        right = ["right"] * (len(headers) - 2)
-        yield "\n" + _table(lines, headers, ["left", "left", *right], style)
-
-
-def _table(
-    lines: Iterable[Sequence[str]],
-    headers: Sequence[str],
-    aligned: Sequence[str],
-    style: str,
-) -> str:
-    return tabulate(
-        lines, headers=headers, tablefmt=style, disable_numparse=True, colalign=aligned
-    )
+        yield "\n" + tabulate(
+            in_cells(lines, style),
+            headers=headers,
+            tablefmt=style,
+            disable_numparse=True,
+            colalign=["left", "left", *["right"] * (len(headers) - 2)],
+        )
 
 
 @report_format("csv", ".csv", of=Diff)

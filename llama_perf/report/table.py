@@ -5,7 +5,7 @@ states them, the second on this project's engine, with the same `reference_key`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tabulate import tabulate
@@ -14,6 +14,7 @@ from llama_perf.metrics import TOK_S
 from llama_perf.report.columns import (
     ALL,
     NOTHING,
+    Column,
     Layout,
     cells_of,
     change_of,
@@ -46,18 +47,31 @@ def results_table(report: Report, style: str, layout: Layout = ALL) -> tuple[str
     of the smallest loss that a run detects if any baseline row has processes enough.
     """
     names, common = row_names([result.row for result in report.results])
-    width = layout.width
-    if style == "github":
-        # GitHub ends a cell at a bar, and the path of a model may hold one.
-        names, width = [name.replace("|", r"\|") for name in names], None
-    chosen = columns(report, names, layout)
-    return common, tabulate(
-        lines_of(chosen, width),
+    return common, table_of(columns(report, names, layout), style, layout.width)
+
+
+def table_of(chosen: Sequence[Column], style: str, width: int | None) -> str:
+    """A table of these columns in tabulate's `style`, in `width` characters.
+
+    In markdown a line has no width.
+    """
+    lines = lines_of(chosen, None if style == "github" else width)
+    return tabulate(
+        in_cells(lines, style),
         headers=[column.header for column in chosen],
         tablefmt=style,
         disable_numparse=True,
         colalign=["right" if column.is_figure else "left" for column in chosen],
     )
+
+
+def in_cells(lines: Iterable[Sequence[str]], style: str) -> list[list[str]]:
+    """The lines of a table as tabulate's `style` takes them.
+
+    GitHub ends a cell at a bar, and the path of a model may hold one.
+    """
+    bar = r"\|" if style == "github" else "|"
+    return [[cell.replace("|", bar) for cell in line] for line in lines]
 
 
 def row_names(rows: Sequence[RowSpec]) -> tuple[list[str], str]:

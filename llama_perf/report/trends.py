@@ -9,12 +9,10 @@ from dataclasses import fields
 from itertools import groupby, pairwise
 from statistics import median
 
-from tabulate import tabulate
-
 from llama_perf.metrics import PEAK_MEMORY, TOK_S, Metric
 from llama_perf.report import report_format
-from llama_perf.report.columns import ALL, NOTHING, Column, Layout, lines_of, that_fit
-from llama_perf.report.table import short_names
+from llama_perf.report.columns import ALL, NOTHING, Column, Layout, that_fit
+from llama_perf.report.table import short_names, table_of
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
 from llama_perf.strict_json import to_json
@@ -174,18 +172,9 @@ def _table(
 ) -> tuple[str, str]:
     """The part of the id that all rows share, and the table in tabulate's `style`."""
     names, common = short_names([trend.id for trend in rows])
-    width = layout.width
-    if style == "github":
-        names, width = [name.replace("|", r"\|") for name in names], None
     every = columns_of(rows, names, last)
-    chosen = that_fit(every, every[0], _BY_IMPORTANCE, width)
-    return common, tabulate(
-        lines_of(chosen, width),
-        headers=[column.header for column in chosen],
-        tablefmt=style,
-        disable_numparse=True,
-        colalign=["right" if column.is_figure else "left" for column in chosen],
-    )
+    chosen = that_fit(every, every[0], _BY_IMPORTANCE, layout.width)
+    return common, table_of(chosen, style, layout.width)
 
 
 def _by_device(trends: Trends) -> Iterator[tuple[str, list[Trend]]]:
