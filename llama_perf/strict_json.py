@@ -75,6 +75,8 @@ def from_json(
     kind: type[T], text: str | bytes, *, source: str, error: ErrorKind = RecordError
 ) -> T:
     """Read a record strictly; raises `error` that names `source` and the field."""
+    if not text.strip():
+        raise error(f"{source}: {_EMPTY}")
     try:
         return cast(T, _adapter(cast(Any, kind)).validate_json(text))
     except ValidationError as problem:
@@ -103,13 +105,15 @@ def from_plain(
     return from_json(kind, text, source=source, error=error)
 
 
-_TOO_DEEP = "it is nested too deeply"
+_TOO_DEEP, _EMPTY = "it is nested too deeply", "the file is empty"
 
 
 def parse_json(
     text: str | bytes, *, source: str, error: ErrorKind = RecordError
 ) -> Any:
     """The plain values of a JSON document; raises `error` that names `source`."""
+    if not text.strip():
+        raise error(f"{source}: {_EMPTY}")
     return _parsed(lambda: json.loads(text), "JSON", source=source, error=error)
 
 
@@ -127,7 +131,7 @@ def _parsed(parse: Callable[[], T], form: str, *, source: str, error: ErrorKind)
         raise error(f"{source}: {_TOO_DEEP}") from None
     # Among them UnicodeDecodeError, and an integer of thousands of digits.
     except ValueError as problem:
-        raise error(f"{source}: not {form}: {problem}") from None
+        raise error(f"{source}: Invalid {form}: {problem}") from None
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

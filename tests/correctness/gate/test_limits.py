@@ -95,7 +95,7 @@ LIMITS = "[tool.llama-perf.limits]\n"
         (f"{LIMITS}peak_memory_bytes = 0.5", "peak_memory_bytes: "),
         (f'{LIMITS}"*int8*" = {{calls = -1.0}}', "limits.'*int8*': "),
         (f'{LIMITS}"*int8*" = {{call = 1}}', "limits.'*int8*': call: unknown limit"),
-        ("not TOML", "not TOML: "),
+        ("not TOML", "Invalid TOML: "),
         ("[tool.llama-perf]\nlimits = 3", "limits: it must be a table"),
         ("[tool]\nllama-perf = []", "tool.llama-perf: it must be a table"),
         ("tool = 3", "pyproject.toml: tool: it must be a table"),

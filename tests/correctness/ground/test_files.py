@@ -78,7 +78,7 @@ def test_nested_too_deeply(depth: int) -> None:
 
 def test_an_integer_of_thousands_of_digits() -> None:
     for parse, text in ((parse_json, "1" * 5000), (parse_toml, "a = " + "1" * 5000)):
-        with pytest.raises(RecordError, match=r"here: not (JSON|TOML): Exceeds"):
+        with pytest.raises(RecordError, match=r"here: Invalid (JSON|TOML): Exceeds"):
             parse(text, source="here")
 
 

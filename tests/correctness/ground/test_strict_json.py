@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llama_perf.errors import RecordError
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import RowResult
-from llama_perf.strict_json import from_json, to_json
+from llama_perf.strict_json import from_json, parse_json, to_json
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.record_samples import MEASUREMENT, measured
 
@@ -60,11 +60,19 @@ def test_damage_names_the_file_and_the_dotted_field(
     assert message in refused
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("share", [0.3, 0.99])
 def test_a_truncated_file(share: float) -> None:
     text = to_json(RESULT)
     with pytest.raises(RecordError, match=r"f\.json: Invalid JSON"):
         from_json(RowResult, text[: int(len(text) * share)], source="f.json")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_file(text: str) -> None:
+    with pytest.raises(RecordError, match=r"^f\.json: the file is empty$"):
+        from_json(RowResult, text, source="f.json")
+    with pytest.raises(RecordError, match=r"^f\.json: the file is empty$"):
+        parse_json(text, source="f.json")
 
 
 def test_our_own_nan_is_a_bug_not_a_file() -> None:

@@ -72,7 +72,7 @@ def test_fresh_processes_that_decided_on_a_row_are_its_figures() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON: "),
+        ("{", "Invalid JSON: "),
         ("[]", "it is none of the kinds that can be read: the results of a run, a "),
         ('{"kind": "other"}', "it is none of the kinds that can be read: "),
         ('[[row]]\nmodel = "tiny"', "it is a file of rows: "),

@@ -179,7 +179,7 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
         ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
         ("", "it has no rows"),
         (b"\xff\xfe\x00", "it is not UTF-8 text"),
-        ("[[row]\n", "not TOML"),
+        ("[[row]\n", "Invalid TOML"),
         ('row = ["7B"]', "row 1"),
         ("defaults = 3\n", "defaults: it must be a table"),
         ('[[row]]\nmodel = "7B"\ntemperature = nan', "temperature: nan is not all"),
