@@ -1,10 +1,13 @@
-"""A report as flat lines, one for each row: what CSV and JSON Lines have.
+"""Flat lines as CSV and JSON Lines, and those of a report, one for each row.
 
 A line stands alone: it has the row's fields and where the run was. A figure that is
 added to `Measurement` or to `METRICS` is a field of every line.
 """
 
-from collections.abc import Iterator
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 
 from llama_perf.metrics import METRICS
@@ -30,6 +33,20 @@ _OF_ROW = [
 _OF_RUN = ("started", "commit", "device_key", "device_name", "torch", "torchao", "note")
 FIELDS = ("id", "name", *_VERDICT, *_METRICS, *_OTHERS, *_OF_ROW, *_OF_RUN)
 """The names of all fields, in the order of a line."""
+
+
+def as_csv_text(names: Iterable[str], lines: Iterable[Mapping[str, object]]) -> str:
+    """The lines below a header; an empty cell stands for what is not known."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    return text.getvalue()
+
+
+def as_json_lines(lines: Iterable[Mapping[str, object]]) -> str:
+    """An object for each line; null stands for what is not known."""
+    return "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines)
 
 
 def lines(report: Report) -> Iterator[dict[str, object]]:

@@ -1,8 +1,5 @@
 """The trends of histories as text, markdown, CSV, JSON and HTML."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -12,6 +9,7 @@ from statistics import median
 from llama_perf.metrics import PEAK_MEMORY, TOK_S, Metric
 from llama_perf.report import report_format
 from llama_perf.report.columns import ALL, NOTHING, Column, Layout, that_fit
+from llama_perf.report.flat import as_csv_text, as_json_lines
 from llama_perf.report.table import short_names, table_of
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
@@ -64,20 +62,14 @@ def as_markdown(trends: Trends, layout: Layout = ALL) -> str:
 @report_format("jsonl", ".jsonl", of=Trends)
 def as_jsonl(trends: Trends) -> str:
     """An object for each row and run; null stands for a figure that is not known."""
-    return "".join(
-        f"{json.dumps(line, allow_nan=False)}\n" for line in _flat_lines(trends)
-    )
+    return as_json_lines(_flat_lines(trends))
 
 
 @report_format("csv", ".csv", of=Trends)
 def as_csv(trends: Trends) -> str:
     """A line for each row and run; an empty cell stands for what is not known."""
-    text = io.StringIO()
     names = ["device_key", *_FIELDS, *_CHANGES.values()]
-    lines = csv.DictWriter(text, names, lineterminator="\n")
-    lines.writeheader()
-    lines.writerows(_flat_lines(trends))
-    return text.getvalue()
+    return as_csv_text(names, _flat_lines(trends))
 
 
 # All but those that say what kind of line it is.

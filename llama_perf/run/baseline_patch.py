@@ -51,7 +51,7 @@ def unfinished(request: RunRequest) -> Offer:
 
 
 def check(request: RunRequest, *, is_named: bool) -> None:
-    """Raise UserError where a patch is asked for that could not be applied.
+    """Raise UserError where a patch is asked for that could not be made or applied.
 
     `is_named`: the user named the baseline that the rows are compared with.
     """
@@ -62,18 +62,18 @@ def check(request: RunRequest, *, is_named: bool) -> None:
             f"{_FIELD}: it changes this device's baseline, and the comparison is with"
             " another file; leave one of them out"
         )
-    _top(request.baselines, request.baseline_patch)
-    _remove_older(request.baseline_patch)
-
-
-def _remove_older(path: Path) -> None:
-    """Remove the patch of an earlier run; raises SpecError for what is none."""
+    path = request.baseline_patch
+    _top(request.baselines, path)
     if is_absent(path):
         return
-    text = read_bytes(path, error=UserError, most=len(_BEGIN))
-    if text not in {b"", _BEGIN}:
+    if read_bytes(path, error=UserError, most=len(_BEGIN)) not in {b"", _BEGIN}:
         raise SpecError(_FIELD, str(path), "it is there and is no patch of git")
-    path.unlink()
+
+
+def remove_older(request: RunRequest) -> None:
+    """Remove the patch of an earlier run, which is checked: nobody takes it for new."""
+    if request.baseline_patch is not None:
+        request.baseline_patch.unlink(missing_ok=True)
 
 
 def offer(report: Report, request: RunRequest, display: Display) -> Offer:

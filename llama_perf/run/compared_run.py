@@ -85,6 +85,7 @@ class ComparedRun:
         with ExitStack() as stack:
             lock = locked(session.device, wait=request.wait, notify=display.note)
             stack.enter_context(lock)
+            baseline_patch.remove_older(request)
             stack.callback(self._end_worker)
             for note in machine_notes(session.device):
                 display.note(f"note: {note}")

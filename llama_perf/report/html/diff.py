@@ -21,16 +21,16 @@ from llama_perf.report.diff_table import (
     sides,
     summary,
 )
+from llama_perf.report.html.chart_values import BLUE, GREEN, GREY, VERMILION
 from llama_perf.report.html.page import Chart, Section, page, render
 from llama_perf.results.diff import Diff, DiffRow
 from llama_perf.results.run import Verdict
 
-# Of Okabe and Ito's palette, which the colour-blind can tell apart.
 _COLOURS = {
-    "worse": "#d55e00",
-    "better": "#009e73",
-    "within its limit": "#0072b2",
-    "not judged": "#999999",
+    "worse": VERMILION,
+    "better": GREEN,
+    "within its limit": BLUE,
+    "not judged": GREY,
 }
 _BETTER = {Verdict.FASTER, Verdict.SMALLER}
 _MOST_ROWS = 60

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from llama_perf.report.html.chart_values import GREEN, VERMILION
 from llama_perf.report.html.page import Chart, Section, page, render
 from llama_perf.report.table import short_names
 from llama_perf.report.trends import METRICS, change_in_words, columns_of
@@ -14,7 +15,7 @@ from llama_perf.results.history import HistoryLine
 from llama_perf.results.trends import ChangePoint, Trend, Trends
 from llama_perf.words import counted
 
-LOSS, GAIN = "#D55E00", "#009E73"
+LOSS, GAIN = VERMILION, GREEN
 """Of Okabe and Ito's colours; a sign and a word say the same."""
 _HEIGHT = 200
 
