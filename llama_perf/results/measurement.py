@@ -125,6 +125,30 @@ class ValueCheck:
 
 
 @record
+class Closeness:
+    """How close a row comes to its unquantized twin: the same row, nothing quantized.
+
+    Both read `text`, of `tokens` tokens, and are compared at each position: `db` is
+    the signal to noise of the row's logits, `kl_nats` the mean Kullback-Leibler
+    divergence of its distribution from the twin's, `top1_share` the share of positions
+    where both have the same most probable token. `perplexity` is the row's on the text,
+    `twin_perplexity` its twin's. Of `greedy_tokens` that the row generated greedily,
+    the first `same_greedy_tokens` are the twin's as well.
+    """
+
+    db: float
+    kl_nats: float
+    top1_share: float
+    perplexity: float
+    twin_perplexity: float
+    greedy_tokens: int
+    same_greedy_tokens: int
+    tokens: int
+    text: str
+    seconds: float
+
+
+@record
 class MemoryParts:
     """What a row's tensors take of its peak: weights with the embedding, and caches.
 
@@ -207,7 +231,8 @@ class Measurement:
     `token_ns` has, for each sample, the time between each new token and the one before
     it, without the first; a baseline leaves it out. `closeness_db` is the signal to
     noise of the row's logits compared with the unquantized model's, None where that was
-    not at hand. `memory` says what of the peak the weights and caches are.
+    not at hand. `closeness` compares the row with its unquantized twin over a text,
+    where that was asked for. `memory` says what of the peak the weights and caches are.
     """
 
     tok_s: float
@@ -234,6 +259,7 @@ class Measurement:
     step: StepWork | None = None
     check: ValueCheck | None = None
     closeness_db: float | None = None
+    closeness: Closeness | None = None
     memory: MemoryParts | None = None
     joules_per_token: float | None = None
     card: tuple[CardState, ...] | None = None

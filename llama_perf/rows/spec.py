@@ -18,7 +18,8 @@ from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
-KERNELS = ("native", "torchao")
+KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", "own")
+ENGINES = ("llama-perf", "transformers")
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 PERSISTENT = "persistent"
@@ -37,7 +38,7 @@ _ALWAYS_HASHED = {
     "temperature",
 }
 # The rows of the reference table were hashed before these fields were there.
-_HASHED_LATER = ("fused", "prefill_chunk", "ragged")
+_HASHED_LATER = ("fused", "prefill_chunk", "ragged", "modules", "engine")
 FUSED_TOKENS = 8
 """The largest number of tokens that a fused kernel multiplies at once."""
 
@@ -55,6 +56,8 @@ class RowSpec:
     to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
     (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
     with "persistent" on one kernel for all layers (`llama/persistent.py`).
+    `modules` is a glob of the names of the linears that are quantized, such as
+    "*.feed_forward.*"; None quantizes all. `engine` is what runs the model.
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     there a row of the table with it is the same work as the row without.
 
@@ -66,7 +69,9 @@ class RowSpec:
 
     model: str
     quantization: str | None = None
+    modules: str | None = None
     kernels: str = "native"
+    engine: str = "llama-perf"
     attention: str = "decode"
     dtype: str = "bfloat16"
     device: str = "cuda"
@@ -101,6 +106,10 @@ class RowSpec:
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
+        check_choice("engine", self.engine, ENGINES)
+        if self.modules is not None and self.quantization is None:
+            need = "an unquantized row quantizes no modules"
+            raise SpecError("modules", self.modules, need)
         check_choice("attention", self.attention, ATTENTIONS)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
@@ -265,6 +274,8 @@ def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> 
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _NUMBERS = [name for name in _DEFAULTS if name in BOUNDS]
 _TOKENS = {
+    "engine": "{}",
+    "modules": "modules-{}",
     "capture": "capture",
     "fused": "{}",
     "compile_prefill": "compile-prefill",

@@ -174,7 +174,7 @@ def test_each_scheme_of_the_table_at_each_length_and_batch(
         ('[[row]]\nmodel = "7B"\nbatch_size = "8"', "row 1: batch_size: '8' is not a"),
         ('[[row]]\nmodel = "7B"\ndtype = "bf16"', "row 1: dtype: 'bf16' is not allow"),
         ('[[row]]\ndtype = "float32"', "row 1: model: the field is missing"),
-        ('[[row]]\nmodle = "7B"', "row 1: modle: unknown field; did you mean model? "),
+        ('[[row]]\nmdoel = "7B"', "row 1: mdoel: unknown field; did you mean model? "),
         ('[[row]]\nmodel = "7B"\n[[row]]\nmodel = "7b"', "rows 1 and 2 have one id"),
         ('[[rows]]\nmodel = "7B"', "rows: unknown table; allowed: [defaults], [[row]]"),
         ("", "it has no rows"),

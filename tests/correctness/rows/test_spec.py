@@ -18,6 +18,8 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "attention": ("sdpa",),
     "kv_cache_quantization": (True, "fp8"),
     "prefill_chunk": (64,),
+    "modules": ("*.feed_forward.*",),
+    "engine": ("transformers",),
     "cache_size": (4096,),
     "fill": (100,),
     "batch_size": (8,),
