@@ -118,8 +118,8 @@ def test_a_line_of_a_history_is_what_the_schema_says() -> None:
             "is not valid under any of the given schemas",
         ),
         (
-            lambda report: report["comparisons"][0].update(verdict="WORSE"),
-            f"'WORSE' is not one of {[verdict.value for verdict in Verdict]}",
+            lambda report: report["comparisons"][0].update(verdict="BETTER"),
+            f"'BETTER' is not one of {[verdict.value for verdict in Verdict]}",
         ),
     ],
 )
