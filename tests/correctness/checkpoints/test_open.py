@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.config import from_hugging_face, from_meta
-from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
+from llama_perf.checkpoints.find import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
 from llama_perf.words import shown
 from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors

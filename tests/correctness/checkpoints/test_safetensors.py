@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.errors import WeightsError
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
