@@ -6,11 +6,17 @@ module reads what is inside.
 
 import importlib.util
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from llama_perf.checkpoints import formats, hub
+from llama_perf.checkpoints.consolidated import (
+    CONSOLIDATED,
+    open_consolidated,
+    parts_of,
+)
 from llama_perf.checkpoints.pth import open_pth
-from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.reader import StoredWeights, WeightsReader
 from llama_perf.errors import MissingFileError, NotRunnable, WeightsError
 from llama_perf.files import entries, is_absent, is_missing
 from llama_perf.llama.config import preset, preset_name
@@ -22,6 +28,11 @@ ALLOWED = (
     "allowed: a .pth file, a .gguf file, or a folder with model.pth,"
     " consolidated.00.pth, config.json and safetensors, or one .gguf"
 )
+
+# The index says what belongs to the model, and so comes before the single file.
+_SAFETENSORS = (formats.INDEX, formats.SINGLE)
+# What `save_model` writes for a vocabulary; it has no weights.
+_TOKENIZER = "tokenizer.gguf"
 
 
 def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | None:
@@ -83,54 +94,58 @@ def open_weights(path: Path) -> WeightsReader:
     """Open a checkpoint, a file or a folder.
 
     In a folder `model.pth` comes first: the reference's conversion writes it next to
-    the files it was made from. Raises WeightsError for a path that is missing, empty,
-    ambiguous, damaged, or that does not fit its configuration. A file that a snapshot
-    of the hub cache lacks is named with the command that downloads it.
+    the files it was made from. An index comes before `model.safetensors`. What is not
+    read is noted. Raises WeightsError for a path that is missing, empty, ambiguous,
+    damaged, or that does not fit its configuration. A file that a snapshot of the hub
+    cache lacks is named with the command that downloads it.
     """
+    if not os.path.isdir(path):
+        return _open_file(path)
     try:
-        return _open(path)
+        file = _only_weights(path)
+        is_safetensors = file.name in _SAFETENSORS
+        reader = formats.open_safetensors(path) if is_safetensors else _open_file(file)
     except WeightsError as error:
-        folder = path if os.path.isdir(path) else path.parent
-        if (name := hub.snapshot_of(folder)) is None:
+        if (name := hub.snapshot_of(path)) is None:
             raise
         # Its files are links to where downloads are kept.
-        links = entries(folder, error=WeightsError)
+        links = entries(path, error=WeightsError)
         if isinstance(error, MissingFileError) or any(map(is_missing, links)):
             problem = f"{error}; `{name.download}` downloads it"
             raise MissingFileError(problem) from None
         raise
-
-
-def _open(path: Path) -> WeightsReader:
-    file = _only_weights(path) if os.path.isdir(path) else path
-    if is_absent(file):
-        raise MissingFileError(f"{path}: no such file or folder; {ALLOWED}")
-    pattern = "consolidated.*.pth"
-    parts = _matching(file.parent, pattern) if file.match(pattern) else []
-    if len(parts) > 1:
-        raise WeightsError(
-            f"{file.parent}: a model in {len(parts)} consolidated.*.pth files is not"
-            " allowed; allowed: one file, or the same model as a Hugging Face folder"
-            " with safetensors"
+    if unread := _unread(path, reader.files):
+        verb = "is followed" if file.name == formats.INDEX else "is read"
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        reader.notes = (
+            f"{hub.folder_name(path)}: {file.name} {verb}; beside it are not read:"
+            f" {', '.join(unread[:3])}{more}",
         )
-    if file.suffix == ".gguf":
-        return formats.open_gguf(file)
-    if file.suffix == ".pth":
-        return open_pth(file)
-    if file != path:
-        return formats.open_safetensors(path)
+    return reader
+
+
+def _open_file(path: Path) -> StoredWeights:
+    if is_absent(path):
+        raise MissingFileError(f"{path}: no such file or folder; {ALLOWED}")
+    parts = parts_of(path.parent) if path.match(CONSOLIDATED) else []
+    if len(parts) > 1:
+        return open_consolidated(parts)
+    if path.suffix == ".gguf":
+        return formats.open_gguf(path)
+    if path.suffix == ".pth":
+        return open_pth(path)
     kind = "this kind of file is not allowed"
-    if file.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         kind += ", but the folder that holds it and config.json"
     raise WeightsError(f"{path}: {kind}; {ALLOWED}")
 
 
 def _only_weights(folder: Path) -> Path:
+    """The file of a folder that is opened: the only one, or the first in order."""
     if not is_absent(folder / "model.pth"):
         return folder / "model.pth"
-    single = (formats.SINGLE, formats.INDEX)
-    safetensors = [folder / name for name in single if not is_absent(folder / name)]
-    consolidated = _matching(folder, "consolidated.*.pth")
+    safetensors = [folder / n for n in _SAFETENSORS if not is_absent(folder / n)]
+    consolidated = _matching(folder, CONSOLIDATED)
     files = [*safetensors[:1], *consolidated[:1], *_matching(folder, "*.gguf")]
     if len(files) == 1:
         return files[0]
@@ -142,7 +157,16 @@ def _only_weights(folder: Path) -> Path:
     problem = "no weights in this folder"
     if _matching(folder, "pytorch_model*.bin"):
         problem = "pytorch_model.bin is not allowed"
+    if shards := _matching(folder, "*.safetensors"):
+        problem = f"{shards[0].name} is there without {formats.INDEX}"
     raise MissingFileError(f"{folder}: {problem}; {ALLOWED}")
+
+
+def _unread(folder: Path, read: Collection[Path]) -> list[str]:
+    """The names of other files of weights beside those that are read."""
+    kinds = ("*.safetensors", "model.pth", CONSOLIDATED, "*.gguf", "pytorch_model*.bin")
+    found = {path.name for kind in kinds for path in _matching(folder, kind)}
+    return sorted(found - {_TOKENIZER, *(path.name for path in read)})
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

@@ -63,7 +63,8 @@ def open_safetensors(folder: Path) -> StoredWeights:
     config = configs.from_hugging_face(configs.read_json(path), source=str(path))
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
-    for path in _shards(folder):
+    weight_map = _weight_map(folder)
+    for path in _shards(folder, weight_map):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 if name in files:
@@ -72,6 +73,18 @@ def open_safetensors(folder: Path) -> StoredWeights:
                     )
                 files[name] = path
                 shapes[name] = tuple(file.get_slice(name).get_shape())
+    for name, shard in weight_map.items():
+        if name not in files or files[name].name != shard:
+            own = files.get(name)
+            place = (
+                "no shard that it names has it"
+                if own is None
+                else f"it is in {own.name}"
+            )
+            raise WeightsError(
+                f"{folder / INDEX}: weight_map: {name}: {shown(shard)} is not allowed;"
+                f" {place}"
+            )
 
     def read(name: str) -> Tensor:
         with _opened(files[name], name) as file:
@@ -107,22 +120,32 @@ def _opened(path: Path, *name: str) -> Iterator[Any]:
         raise WeightsError(f"{where}: damaged or truncated: {error}") from None
 
 
-def _shards(folder: Path) -> list[Path]:
-    if not is_absent(folder / SINGLE):
-        return [folder / SINGLE]
+def _weight_map(folder: Path) -> dict[str, object]:
+    """Which file has a tensor, as the folder's index says; empty without an index."""
     index = folder / INDEX
-    shards = configs.read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if is_absent(index):
+        return {}
+    weight_map = configs.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: the field weight_map is missing or empty")
-    names = sorted({str(name) for name in shards.values()})
+    return weight_map
+
+
+def _shards(folder: Path, weight_map: Mapping[str, object]) -> list[Path]:
+    if not weight_map:
+        return [folder / SINGLE]
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if name != Path(name).name:
             raise WeightsError(
-                f"{index}: the shard {name!r} is not allowed; allowed: a file's name"
+                f"{folder / INDEX}: the shard {name!r} is not allowed; allowed: a"
+                " file's name"
             )
         if is_absent(folder / name):
+            stray = "" if is_absent(folder / SINGLE) else f"; {SINGLE} is not read"
             raise MissingFileError(
                 f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
+                f"{stray}"
             )
     return [folder / name for name in names]
 

@@ -8,9 +8,9 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from llama_perf.files import check_readable
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.registry import import_all
 
+EMBEDDING = "tok_embeddings.weight"
+
 
 class PthFile(NamedTuple):
     """A file that was opened: its tensors, and how one is read when it is asked for."""
@@ -44,18 +46,21 @@ def open_pth(path: Path) -> StoredWeights:
     of gpt-fast and torchao's benchmark, with `wqkv` fused; `save_model`'s are quantized
     too. Raises WeightsError.
     """
-    config, config_from = configs.folder_config(path.parent)
+    opened = cache(partial(open_file, path))
+    config, config_from = configs.folder_config(
+        path.parent, vocab_size=lambda: embedding_rows(opened(None).tensors, path)
+    )
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
         import_all()
-    _, tensors, read = open_file(path, saved)
+    _, tensors, read = opened(saved)
     if saved is not None:
         check_content(path)
     output = tensors.get("output.weight")
     if output is not None and is_unquantized(output):
         # What the file holds decides: a tied model's may have both names for one
         # storage, and one with an output layer of its own must not lose it.
-        embedding = tensors.get("tok_embeddings.weight")
+        embedding = tensors.get(EMBEDDING)
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
         config = replace(config, tied_embeddings=shared)
     source = f"pth:{folder_name(path.parent)}"
@@ -102,6 +107,14 @@ def open_file(path: Path, saved: Saved | None) -> PthFile:
         return tensor
 
     return PthFile(path, tensors, read)
+
+
+def embedding_rows(tensors: Mapping[str, Any], path: Path) -> int:
+    """The rows of the embedding; raises WeightsError where there is none."""
+    embedding = tensors.get(EMBEDDING)
+    if embedding is None or embedding.ndim != 2:
+        raise WeightsError(f"{path}: the tensor {EMBEDDING}, of two sizes, is missing")
+    return int(embedding.shape[0])
 
 
 def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
