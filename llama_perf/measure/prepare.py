@@ -37,6 +37,7 @@ from llama_perf.quantize.apply import (
 )
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.results.measurement import LinearChoice
+from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted
@@ -150,7 +151,9 @@ def prepare_row(
         )
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
-        record_scheme(model, scheme=row.quantization, kernels=row.kernels)
+        record_scheme(
+            model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
+        )
     engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
     if row.fill:
         progress(f"filling {counted(row.fill, 'position')}")
@@ -200,7 +203,11 @@ def _open_row(
     quantizer = None
     if row.quantization is not None:
         quantizer = make_quantizer(
-            row.quantization, kernels=row.kernels, device=device, dtype=dtype
+            row.quantization,
+            kernels=row.kernels,
+            device=device,
+            dtype=dtype,
+            selected=ModuleFilter.parse(row.modules),
         )
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
@@ -220,7 +227,12 @@ def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
         return row
     if row.quantization is not None:
         raise quantized_already(row.quantization, origin)
-    return replace(row, quantization=origin.scheme, kernels=str(origin.kernels))
+    return replace(
+        row,
+        quantization=origin.scheme,
+        kernels=str(origin.kernels),
+        modules=origin.modules,
+    )
 
 
 def _check_built(row: RowSpec) -> None:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from llama_perf.errors import SpecError
+from llama_perf.rows.config_call import FORM, TORCHAO, ConfigCall, parse_call
 
 INT4_GROUP_SIZES = (32, 64, 128, 256)
 UINTX_BITS = tuple(range(1, 9))
@@ -33,6 +34,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "uintx": _NATIVE,
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
+OWN = "own"
+"""The family of every config of torchao's or of a user's package, and the kernels of
+the latter."""
 
 # Families whose names have parameters; the name of any other is the scheme's.
 _WITH_GROUPS = ("int4wo", "uintx")
@@ -40,7 +44,7 @@ _WITHOUT_GROUPS = tuple(family for family in FAMILIES if family not in _WITH_GRO
 ALLOWED = (
     f"allowed: {', '.join(_WITHOUT_GROUPS)}, "
     f"int4wo-{{{','.join(map(str, INT4_GROUP_SIZES))}}}[-hqq], "
-    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
+    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq], {FORM}"
 )
 # Of those with parameters, the ones that rows have most.
 _NAMES = (
@@ -59,6 +63,8 @@ class Scheme:
     `family` is the name without its parameters ("int4wo", "uintx", "int8wo", ...);
     `bits` is given for uintx, `group_size` (weights that share a scale along K) for
     int4wo and uintx, `hqq` says that half-quadratic quantization picks the scales.
+    Of a config in the form `module:Config(...)` the name is that text, in the one way
+    in which it is written, the family is "own", and `config` is what it says.
     """
 
     name: str
@@ -66,17 +72,28 @@ class Scheme:
     bits: int | None = None
     group_size: int | None = None
     hqq: bool = False
+    config: ConfigCall | None = None
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The kinds of kernels it is built on, the preferred one first."""
+        if self.config is not None:
+            return (TORCHAO if self.config.package == TORCHAO else OWN,)
         return FAMILIES[self.family]
+
+    @property
+    def token(self) -> str:
+        """A short name of it for ids, folders and charts."""
+        return self.name if self.config is None else self.config.token
 
     @classmethod
     def parse(cls, name: str, *, field: str = "quantization") -> "Scheme":
         """Parse `name` strictly; raises SpecError naming `field`."""
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
+        if isinstance(name, str) and ":" in name:
+            config = parse_call(name, field)
+            return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
         if match is None:
             raise SpecError(field, name, ALLOWED, known=_NAMES)
