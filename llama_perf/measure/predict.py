@@ -5,6 +5,7 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,7 @@ from llama_perf.llama.config import ModelConfig
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
+from llama_perf.quantize.plugins import installed
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
@@ -83,8 +85,11 @@ def model_bytes(
     """
     linears = {f"layers.0.{name}": shape for name, shape in config.linears.items()}
     output = (config.vocab_size, config.dim)
-    parsed = None if scheme is None else Scheme.parse(scheme)
+    parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
+    own = installed(scheme, kernels)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
+    # So may be what a package adds.
+    unchecked = unchecked or own is not None
     if parsed is not None and not unchecked:
         cpu, shapes = torch.device("cpu"), {**linears, "output": output}
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
@@ -97,6 +102,9 @@ def model_bytes(
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
+        if own is not None:
+            # Unquantized is an upper bound.
+            return math.ceil(rows * columns * (own.bytes_per_weight or dtype.itemsize))
         scheme = Scheme.parse(name)
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)

@@ -23,7 +23,7 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.registry import config_for
 from llama_perf.results.measurement import LinearChoice
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme, check_one_package
 from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def make_quantizer(
     unknown scheme, NotRunnable for one not built or not for this device; the function
     raises SpecError for a weight that does not fit.
     """
-    scheme = Scheme.parse(name)
+    scheme = Scheme.parse(name, kernels=kernels)
+    check_one_package(name)
     config_of = partial(config_for, kernels=kernels, device=device, dtype=dtype)
     config = config_of(scheme)
     from torchao.quantization import quantize_

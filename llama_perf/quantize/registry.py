@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.rows.schemes import FAMILIES, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,10 @@ def config_for(
             f"scheme {scheme.name} is not built on {kernels}; built on: {built}"
         )
     import_all()
+    if scheme.family == OWN:
+        from llama_perf.quantize import plugins
+
+        return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
 
 

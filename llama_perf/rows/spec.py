@@ -12,13 +12,13 @@ from typing import Any
 from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
-from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.schemes import OWN, Scheme
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
-KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", "own")
+KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
 ENGINES = ("llama-perf", "transformers")
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
@@ -100,8 +100,11 @@ class RowSpec:
         if self.quantization == "none":
             need = "leave it out for an unquantized row"
             raise SpecError("quantization", self.quantization, need)
+        family = None
         if self.quantization is not None:
-            Scheme.parse(self.quantization)
+            family = Scheme.parse(self.quantization, kernels=self.kernels).family
+            if family == OWN and self.kernels == _DEFAULTS["kernels"]:
+                object.__setattr__(self, "kernels", OWN)
         elif self.kernels == "torchao":
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
@@ -128,14 +131,15 @@ class RowSpec:
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
         small, gpu = self.batch_size <= FUSED_TOKENS, self.device == "cuda"
-        float8 = (self.quantization or "").startswith("float8dq")
+        ours = self.kernels in ("native", OWN)
+        float8 = family in ("float8dq-tensor", "float8dq-row")
         for name, fulfilled, need in (
             ("capture", gpu, "a CUDA graph needs device 'cuda'"),
             ("compile_prefill", self.compile, "it needs compile = true"),
             ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
             ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
             ("fused", gpu or self.fused != PERSISTENT, "it needs device 'cuda'"),
-            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
+            ("fused", ours, "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
             ("fused", not float8, f"{self.quantization} has no fused kernels"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
