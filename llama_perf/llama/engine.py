@@ -23,6 +23,7 @@ from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import Place, VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep, InjectedSteps
 from llama_perf.llama.fused_cpu import FusedCpuStep
+from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
@@ -105,7 +106,7 @@ class Engine:
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
-        self._fused: FusedStep | FusedCpuStep | None = None
+        self._fused: FusedStep | FusedCpuStep | FusedOwnStep | None = None
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:

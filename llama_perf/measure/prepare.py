@@ -36,6 +36,7 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.plugins import installed
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
@@ -154,7 +155,10 @@ def prepare_row(
         record_scheme(
             model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
         )
-    engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
+    own = installed(row.quantization, row.kernels)
+    own_product = own.fused_product if own is not None and row.fused else None
+    options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
+    engine = Engine(model, options)
     if row.fill:
         progress(f"filling {counted(row.fill, 'position')}")
         with told_prefill(engine, progress, step="filling", noun="position"):

@@ -26,7 +26,9 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
+from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
+from llama_perf.rows.schemes import OWN
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted
 
@@ -141,9 +143,8 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
-    # Whether a config of the user's own rounds activations is not known.
-    if "dq" in scheme or ":" in scheme or scheme.startswith("autoquant"):
+    limits_db = [_DTYPE_DB[row.dtype]]
+    if rounds_activations(prepared.quantization, row.kernels):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -189,8 +190,13 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
 
 
 def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether it does as the reference would, of weights that show their codes."""
-    if row.compile or row.capture or row.fused:
+    """Whether weights that show their codes are the reference.
+
+    They are where the row does as the modules would.
+    """
+    # Kernels of a scheme that is not ours are checked on every path: the modules, run
+    # operator by operator, would be wrong as they are.
+    if row.kernels != OWN and (row.compile or row.capture or row.fused):
         return False
     quantized: dict[type, Any] = {}
     for weight in filterfalse(is_unquantized, engine.model.parameters()):

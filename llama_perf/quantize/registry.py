@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.rows.schemes import FAMILIES, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,10 @@ def config_for(
         from llama_perf.quantize.own_configs import own_config
 
         return own_config(scheme.config)
+    if scheme.family == OWN:
+        from llama_perf.quantize import plugins
+
+        return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
 
 
