@@ -109,7 +109,7 @@ def code_key() -> str:
     }
     # The code of installed packages that multiplies.
     for offer in plugins.offers(plugins.SCHEMES):
-        parts[offer.place] = hash_of_files(offer.module_path)
+        parts[offer.package] = hash_of_files(offer.home)
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 

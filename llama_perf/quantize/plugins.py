@@ -105,7 +105,7 @@ def _place(error: Exception, offer: Offer) -> str:
     """The line of the package's code that an error came through last, or nothing."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" (at {error.filename}:{error.lineno})"
-    home = offer.module_path
+    home = offer.home
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if home is not None and frame.filename.startswith(str(home)):
             return f" (at {frame.filename}:{frame.lineno})"

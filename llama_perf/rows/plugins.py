@@ -43,17 +43,16 @@ class Offer:
         return self.entry_point.load()
 
     @property
-    def module_path(self) -> Path | None:
-        """The package's folder, or the only module; None where there is none.
+    def home(self) -> Path | None:
+        """The package's outermost folder, or its only module; None without one.
 
         Found without importing it.
         """
-        top, *inner = self.entry_point.module.split(".")
-        spec = find_spec(top)
+        spec = find_spec(self.entry_point.module.partition(".")[0])
         if spec is None:
             return None
         if spec.submodule_search_locations:
-            return Path(spec.submodule_search_locations[0]).joinpath(*inner)
+            return Path(spec.submodule_search_locations[0])
         return None if spec.origin is None else Path(spec.origin)
 
 
@@ -113,8 +112,11 @@ def offered(
 
 def rows_file(offer: Offer) -> Path:
     """The TOML file of a set, "package:file.toml"; raises RecordError."""
-    folder, name = offer.module_path, offer.entry_point.attr
-    if folder is not None and name.endswith(".toml") and (folder / name).is_file():
-        return folder / name
+    _, *inner = offer.entry_point.module.split(".")
+    name = offer.entry_point.attr
+    if offer.home is not None and name.endswith(".toml"):
+        path = offer.home.joinpath(*inner, name)
+        if path.is_file():
+            return path
     need = "write it as `NAME = 'package:file.toml'`, a file in that package's folder"
     raise RecordError(f"set {offer.name} of {offer.place}: no such file; {need}")

@@ -78,10 +78,11 @@ class NF4Tensor(TorchAOBaseTensor):  # type: ignore[misc]
 
     def dequantize(self) -> Tensor:
         """The weight as floats, by which llama-perf checks the row's values."""
-        codes = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).flatten(1)
-        groups = self.levels[codes.int()].unflatten(1, (-1, GROUP))
-        wide = groups * self.scale.float()[..., None]
-        return wide.flatten(1).to(self.activation_dtype)
+        # Two values of each byte at once.
+        low, high = self.levels.repeat(16), self.levels.repeat_interleave(16)
+        pairs = F.embedding(self.codes.int(), torch.stack((low, high), dim=1))
+        groups = pairs.view(len(pairs), -1, GROUP) * self.scale.float()[..., None]
+        return groups.flatten(1).to(self.activation_dtype)
 
     def _stable_hash_for_caching(self) -> str:
         return f"NF4Tensor {tuple(self.codes.shape)} {self.activation_dtype}"
@@ -92,8 +93,8 @@ def product(
 ) -> Tensor:
     """A `llama_perf.FusedProduct`, and the product of a linear.
 
-    On a GPU one Triton kernel does all of it. Elsewhere torch does, which
-    `torch.compile` fuses: of one token a product never stores the unpacked weight.
+    On a GPU one Triton kernel does all of it, elsewhere torch. `torch.compile` then
+    makes one loop of a product with one token, which stores no unpacked weight.
     """
     if len(x) <= FEW and (x.is_cuda or "TRITON_INTERPRET" in os.environ):
         from llama_perf_example_scheme.kernel import nf4_product
@@ -113,17 +114,20 @@ def product(
         return out
     if norm is not None:
         x = norm(x)
-    products = [_multiplied(x, weight.dequantize()) for weight in weights]
+    products = [_multiplied(x, weight) for weight in weights]
     out = products[0]
     if len(products) > 1:
         out = F.silu(out) * products[1]
     return out if residual is None else out + residual
 
 
-def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
-    if len(x) == 1 and torch.compiler.is_compiling():
-        return (weight * x).sum(-1, keepdim=True).T
-    return F.linear(x, weight)
+def _multiplied(x: Tensor, weight: NF4Tensor) -> Tensor:
+    if len(x) > 1 or not torch.compiler.is_compiling():
+        return F.linear(x, weight.dequantize().to(x.dtype))
+    low = weight.levels[(weight.codes & 15).int()] * x[:, 0::2].float()
+    high = weight.levels[(weight.codes >> 4).int()] * x[:, 1::2].float()
+    scale = weight.scale.float().repeat_interleave(GROUP // 2, dim=1)
+    return ((low + high) * scale).sum(-1)[None].to(x.dtype)
 
 
 @NF4Tensor.implements(aten.linear.default)  # type: ignore[untyped-decorator]
