@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -303,16 +304,10 @@ def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     max_new_tokens = min(row.max_new_tokens, free)
     engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
     stream = engine.stream(prompt, **prepared.request(count=max_new_tokens))
-    new: list[int] = []
-    shown = ""
-    for token in map(int, stream):
-        if token in tokenizer.eos_ids:
-            break
-        new.append(token)
-        text = tokenizer.decode(new)
-        # An unfinished character decodes to the replacement mark: wait for the rest.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+    new = takewhile(lambda id: id not in tokenizer.eos_ids, map(int, stream))
+    answer = ""
+    for part in tokenizer.decode_stream(new):
+        print(part, end="", flush=True)
+        answer += part
     print()
-    return tokenizer.decode(new)
+    return answer
