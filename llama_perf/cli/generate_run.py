@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llama_perf import report as reports
-from llama_perf.checkpoints import load
+from llama_perf.checkpoints import find, load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
@@ -50,12 +50,12 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if arguments.save:
         _check_save(row)
-    checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
+    checkpoint, vocab_size = find.find_checkpoint(arguments.checkpoint_path), None
     tokenizer: Tokenizer | None = None
     if checkpoint is None:
-        load.check_model(arguments.checkpoint_path)
+        find.check_model(arguments.checkpoint_path)
     else:
-        opened = load.open_weights(checkpoint)
+        opened = find.open_weights(checkpoint)
         vocab_size, made_for = opened.config.vocab_size, opened.origin.kernels
         if made_for is not None and arguments.kernels not in {None, made_for}:
             reason = f"{checkpoint} was saved for {made_for}"
