@@ -39,17 +39,19 @@ def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
 def metric_change(
     title: str, before: float, now: float, limit: float | None = None
 ) -> MetricChange:
-    """The change from `before` > 0 to `now`: worse by more than `limit`, a share.
+    """The change from `before` to `now`: worse by more than `limit`, a share.
 
-    A title that is no metric's is that of a ratio of speeds.
+    It is a difference, as is its limit, where the metric's is, and `before` > 0
+    otherwise. A title that is no metric's is that of a ratio of speeds.
     """
-    share = relative_change(now, before)
-    loss = -share if _BY_TITLE.get(title, _SPEED_RATIO).more_is_better else share
+    metric = _BY_TITLE.get(title, _SPEED_RATIO)
+    moved = now - before if metric.difference else relative_change(now, before)
+    loss = -moved if metric.more_is_better else moved
     return MetricChange(
         metric=title,
         baseline=before,
         current=now,
-        change=share,
+        change=moved,
         limit=limit,
         worse=limit is not None and loss > limit,
     )
@@ -57,11 +59,11 @@ def metric_change(
 
 def describe(moved: MetricChange) -> str:
     """A change in words: the value before, the value now, the change, the limit."""
-    shown = _BY_TITLE.get(moved.metric, _SPEED_RATIO).shown
-    limit = "" if moved.limit is None else f", limit {moved.limit:.1%}"
+    metric = _BY_TITLE.get(moved.metric, _SPEED_RATIO)
+    limit = "" if moved.limit is None else f", limit {metric.shown_limit(moved.limit)}"
     return (
-        f"{moved.metric} {shown(moved.baseline)} -> {shown(moved.current)}"
-        f" ({moved.change:+.1%}{limit})"
+        f"{moved.metric} {metric.shown(moved.baseline)} ->"
+        f" {metric.shown(moved.current)} ({metric.shown_change(moved.change)}{limit})"
     )
 
 

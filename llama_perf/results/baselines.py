@@ -43,7 +43,7 @@ class BaselineRow:
 
     `processes` has all that ran the row, in their order, if there were several.
     `measurement` is then that of the process with the median speed, with the time to
-    compile of those that compiled anew, and
+    compile of those that compiled anew and a closeness that any of them measured, and
     `between_process_deviation` the standard deviation of their logarithmic speeds.
     `recorded` and `environment` are those of the baseline, unless the row is older than
     the rest of it.
@@ -303,13 +303,17 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """
     middle = median_speed(measurements)
     compiled = [one.compile_s for one in measurements if one.compile_s is not None]
+    close = (one.closeness for one in (middle, *measurements) if one.closeness)
     processes = tuple(map(samples_of, measurements))
     return BaselineRow(
         id=row.id,
         fingerprint=row.fingerprint,
         row=row,
         measurement=replace(
-            middle, compile_s=min(compiled, default=None), token_ns=None
+            middle,
+            compile_s=min(compiled, default=None),
+            closeness=next(close, None),
+            token_ns=None,
         ),
         between_process_deviation=deviation(processes),
         processes=processes if len(processes) > 1 else None,

@@ -7,7 +7,7 @@ torch.
 
 from statistics import median, quantiles
 
-from llama_perf.errors import check_not_negative, check_positive
+from llama_perf.errors import SpecError, check_not_negative, check_positive
 from llama_perf.results.token_times import percentile_ms
 from llama_perf.strict_json import record
 from llama_perf.words import counted
@@ -146,6 +146,32 @@ class Closeness:
     tokens: int
     text: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "perplexity", "twin_perplexity"):
+            check_positive(name, getattr(self, name))
+        for name in ("seconds", "greedy_tokens", "same_greedy_tokens"):
+            check_not_negative(name, getattr(self, name))
+        if not 0 <= self.top1_share <= 1:
+            raise SpecError("top1_share", self.top1_share, "allowed: 0 to 1")
+        if self.same_greedy_tokens > self.greedy_tokens:
+            allowed = f"allowed: at most greedy_tokens, {self.greedy_tokens}"
+            raise SpecError("same_greedy_tokens", self.same_greedy_tokens, allowed)
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The row's perplexity over its twin's."""
+        return self.perplexity / self.twin_perplexity
+
+    def incomparable(self, then: "Closeness") -> str:
+        """Why it is not comparable with an earlier one, in words; empty if it is."""
+        for name, old, new in (
+            ("text", then.text, self.text),
+            ("number of tokens", then.tokens, self.tokens),
+        ):
+            if old != new:
+                return f"another {name}: {old} in the baseline, {new} now"
+        return ""
 
 
 @record

@@ -212,16 +212,13 @@ class ComparedRun:
         if confirmation is not None or not comparison.doubtful or options.no_confirm:
             self._save(result, comparison)
             return comparison
-        # What ends the run meanwhile leaves the row undecided.
-        self._save(
-            result,
-            replace(
-                comparison,
-                verdict=Verdict.UNDECIDED,
-                failed=options.on_undecided == "fail",
-                reason=f"{comparison.reason}; the run ended before it was confirmed",
-            ),
-        )
+        # What ends the run meanwhile leaves the row undecided, unless it is WORSE.
+        reason = f"{comparison.reason}; the run ended before it was confirmed"
+        saved = replace(comparison, reason=reason)
+        if comparison.verdict is not Verdict.WORSE:
+            fails = options.on_undecided == "fail"
+            saved = replace(saved, verdict=Verdict.UNDECIDED, failed=fails)
+        self._save(result, saved)
         assert self._baseline is not None, "a row is doubtful by its baseline"
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None

@@ -27,6 +27,8 @@ _LIMITS: Mapping[Key, LimitField] = {
 def _draw_limit(*key: str) -> tuple[list[str], list[str]]:
     limit = _LIMITS[key]
     values = map(limit.on, DEVICES)
+    if limit.unit:
+        return [f"{value:g} {limit.unit}" for value in values], []
     if limit.integral:
         return [f"{value:,}" for value in values], []
     return [f"{100 * value:g} %" for value in values], []

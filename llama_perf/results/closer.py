@@ -1,0 +1,33 @@
+"""Which rows came closer to their unquantized twins than the baseline's did."""
+
+from collections.abc import Iterable, Iterator
+
+from llama_perf.metrics import METRICS, Metric, Rule
+from llama_perf.results.run import MetricChange
+
+CLOSENESS = {one.title: one for one in METRICS if one.rule is Rule.CLOSENESS}
+"""The metrics of closeness by title."""
+
+
+def closer(changes: Iterable[MetricChange]) -> list[tuple[Metric, MetricChange]]:
+    """The changes of closeness that are better by more than their limits.
+
+    There are none where another one is worse.
+    """
+    known = list(_of_closeness(changes))
+    if any(change.worse for _, change in known):
+        return []
+    return [
+        (metric, change)
+        for metric, change in known
+        if change.limit is not None
+        and (change.change if metric.more_is_better else -change.change) > change.limit
+    ]
+
+
+def _of_closeness(
+    changes: Iterable[MetricChange],
+) -> Iterator[tuple[Metric, MetricChange]]:
+    for change in changes:
+        if (metric := CLOSENESS.get(change.metric)) is not None:
+            yield metric, change
