@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llama_perf.gate import judgements
 from llama_perf.metrics import Metric
 from llama_perf.results.baselines import BaselineRow
-from llama_perf.results.closer import CLOSENESS, closer
+from llama_perf.results.closeness import CLOSENESS, closer
 from llama_perf.results.measurement import Closeness
 from llama_perf.results.run import Comparison, MetricChange, Verdict
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
@@ -50,6 +50,17 @@ def other_weights(then: str, now: str) -> str:
     return f"other weights: {then} in the baseline, {now} now"
 
 
+def _incomparable(now: Closeness, then: Closeness) -> str:
+    """Why a closeness is not comparable with an earlier one; empty where it is."""
+    for name, old, new in (
+        ("text", then.text, now.text),
+        ("number of tokens", then.tokens, now.tokens),
+    ):
+        if old != new:
+            return f"another {name}: {old} in the baseline, {new} now"
+    return ""
+
+
 def judge_closeness(
     now: Closeness | None,
     then: Closeness | None,
@@ -65,7 +76,7 @@ def judge_closeness(
         return ClosenessJudgement()
     if then is None:
         return ClosenessJudgement(unjudged="the baseline has no closeness of it")
-    if other := now.incomparable(then):
+    if other := _incomparable(now, then):
         return ClosenessJudgement(unjudged=other)
     if other_choices:
         return ClosenessJudgement(unjudged=other_choices[0])
@@ -120,7 +131,7 @@ def compare_closeness(
             reason="the baseline of this device has no closeness of this row",
             failed=missing_fails,
         )
-    incomparable, fails = now.incomparable(then), False
+    incomparable, fails = _incomparable(now, then), False
     if row.fingerprint != stored.fingerprint:
         fails, incomparable = True, ROW_CHANGED
     elif weights is not None and weights != stored.measurement.weights:

@@ -90,7 +90,7 @@ def notes(report: Report) -> Iterator[str]:
     for result, comparison in report.judged:
         if words := disturbance(result, comparison):
             yield f"disturbed ({DISTURBED}): {result.id}: {words}"
-    yield from closeness_notes(report)
+    yield from closeness_notes(report.comparisons)
     for result in report.results:
         if result.row.name is not None:
             yield f"row {result.row.name}: {result.id}"

@@ -21,6 +21,7 @@ from llama_perf.files import (
     write_atomically,
 )
 from llama_perf.results import contradictions
+from llama_perf.results.closeness import with_closeness
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import (
     ProcessSamples,
@@ -245,14 +246,19 @@ def updated(
     """A baseline with the measured rows in their places, and new ones at the end.
 
     `results` has one result for each process that ran a row. The other rows of `old`
-    stay with the environment they were recorded in. Raises RecordError if a row ended
-    INVALID, had an injected slowdown or was measured in only some of its processes, or
-    if no row was measured.
+    stay with the environment they were recorded in, and a row that is recorded without
+    closeness keeps the one it had. Raises RecordError if a row ended INVALID, had an
+    injected slowdown or was measured in only some of its processes, or if no row was
+    measured.
     """
     rows = {row.id: row for row in _measured_rows(results)}
     kept = {}
     for row in () if old is None else old.rows:
         assert old is not None, "it has the row"
+        new = rows.get(row.id)
+        if new is not None and new.fingerprint == row.fingerprint:
+            figures = with_closeness(new.measurement, row.measurement)
+            rows[row.id] = replace(new, measurement=figures)
         where = row.environment or old.environment
         kept[row.id] = replace(
             row,

@@ -163,16 +163,6 @@ class Closeness:
         """The row's perplexity over its twin's."""
         return self.perplexity / self.twin_perplexity
 
-    def incomparable(self, then: "Closeness") -> str:
-        """Why it is not comparable with an earlier one, in words; empty if it is."""
-        for name, old, new in (
-            ("text", then.text, self.text),
-            ("number of tokens", then.tokens, self.tokens),
-        ):
-            if old != new:
-                return f"another {name}: {old} in the baseline, {new} now"
-        return ""
-
 
 @record
 class MemoryParts:
@@ -307,6 +297,11 @@ class Measurement:
                 check_positive(name, value)
         for sample_ns in self.token_ns or ():
             check_not_negative("token_ns", min(sample_ns, default=0))
+
+    @property
+    def best_closeness_db(self) -> float | None:
+        """The closeness over a text where it was measured, else the quick one."""
+        return self.closeness_db if self.closeness is None else self.closeness.db
 
     @property
     def trend(self) -> float | None:

@@ -1,8 +1,10 @@
-"""Which rows came closer to their unquantized twins than the baseline's did."""
+"""Which changes of closeness are gains, and what a row that is recorded anew keeps."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from llama_perf.metrics import METRICS, Metric, Rule
+from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import MetricChange
 
 CLOSENESS = {one.title: one for one in METRICS if one.rule is Rule.CLOSENESS}
@@ -31,3 +33,13 @@ def _of_closeness(
     for change in changes:
         if (metric := CLOSENESS.get(change.metric)) is not None:
             yield metric, change
+
+
+def with_closeness(now: Measurement, then: Measurement) -> Measurement:
+    """`now`, with the closeness of an earlier one if it has none and reads the same.
+
+    So recording a speed anew does not end the comparison of closeness.
+    """
+    if now.closeness is not None or now.weights != then.weights:
+        return now
+    return replace(now, closeness=then.closeness)
