@@ -75,7 +75,7 @@ def judge_closeness(
     if now is None:
         return ClosenessJudgement()
     if then is None:
-        return ClosenessJudgement(unjudged="the baseline has no closeness of it")
+        return ClosenessJudgement(unjudged="the baseline has none")
     if other := _incomparable(now, then):
         return ClosenessJudgement(unjudged=other)
     if other_choices:

@@ -209,6 +209,10 @@ class ComparedRun:
             comparison = blame(
                 result.row, comparison, options=options, progress=running.step
             )
+        if comparison.verdict is Verdict.WORSE and is_final and options.base:
+            unknown = f"pairs with {options.base} measure no closeness"
+            reason = f"{comparison.reason}; {unknown}, so it may be so already"
+            comparison = replace(comparison, reason=reason)
         if confirmation is not None or not comparison.doubtful or options.no_confirm:
             self._save(result, comparison)
             return comparison

@@ -117,7 +117,7 @@ OTHER_TEXT = "another text: built-in:0123456789ab in the baseline, mine.txt:77 n
     [
         (CLOSENESS, {"text": "mine.txt:77"}, OTHER_TEXT),
         (CLOSENESS, {"tokens": 9}, "another number of tokens: 470 in the baseline, 9"),
-        (None, {}, "the baseline has no closeness of it"),
+        (None, {}, "the baseline has none"),
     ],
 )
 def test_what_is_not_comparable_is_said_and_not_judged(
