@@ -29,7 +29,8 @@ class LimitField:
     """A limit that users may set, and its default, another one on some devices.
 
     A share of a loss is below 1. Limits with `integral` are bytes, or counts. One with
-    a `unit` is an amount in it.
+    a `unit` is an amount in it. `of_drawn` is the default of rows whose codes are drawn
+    as they run: `gate/judgements.py`.
     """
 
     name: str
@@ -39,9 +40,12 @@ class LimitField:
     is_loss: bool = False
     integral: bool = False
     unit: str = ""
+    of_drawn: float | None = None
 
-    def on(self, device: str) -> float:
+    def on(self, device: str, *, is_drawn: bool = False) -> float:
         """The default on a device."""
+        if is_drawn and self.of_drawn is not None:
+            return self.of_drawn
         return self.by_device.get(device, self.default)
 
 
@@ -146,6 +150,7 @@ _COMPILING = "growth, if both compiled anew"
 _SECONDS = "growth of the time to compile, in seconds, that never counts"
 _FARTHER = "loss of dB; none counts above 60 dB"
 _DIVERGING = "growth of the Kullback-Leibler divergence"
+_ON_TEXT = "growth on the text"
 _NATS = "its growth, in nats, that never counts"
 
 TOK_S = Metric(
@@ -286,15 +291,13 @@ METRICS = (
         "closeness.db",
         Rule.CLOSENESS,
         Column(
-            "closeness",
-            "closeness dB",
-            1,
+            *("closeness", "closeness dB", 1),
             change=("closeness-change", "closeness to the twin (dB)"),
             fallback="closeness_db",
         ),
         more_is_better=True,
         digits=2,
-        limits=(LimitField("closeness_db", _FARTHER, 0.5, unit="dB"),),
+        limits=(LimitField("closeness_db", _FARTHER, 0.5, unit="dB", of_drawn=2.0),),
         difference="dB",
         flat_name="text_closeness_db",
     ),
@@ -305,7 +308,7 @@ METRICS = (
         Column("kl", "KL nats", 4, is_usual=False),
         digits=5,
         limits=(
-            LimitField("closeness_kl", _DIVERGING, 0.15),
+            LimitField("closeness_kl", _DIVERGING, 0.15, of_drawn=0.40),
             LimitField("closeness_kl_nats", _NATS, 0.0005, unit="nats"),
         ),
     ),
@@ -315,7 +318,7 @@ METRICS = (
         Rule.CLOSENESS,
         Column("perplexity", "perplexity", 2, is_usual=False),
         digits=2,
-        limits=(LimitField("closeness_perplexity", "growth on the text", 0.03),),
+        limits=(LimitField("closeness_perplexity", _ON_TEXT, 0.03, of_drawn=0.06),),
     ),
     Metric(
         "perplexity by the twin's",

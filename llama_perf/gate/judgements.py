@@ -23,17 +23,36 @@ from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import MetricChange, RowResult
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
+from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import RowSpec
 
 _BY_TITLE = {metric.title: metric for metric in METRICS}
+# Families that round weights only, which have the same codes on every device.
+_OF_WEIGHTS = {"int8wo", "float8wo", "fp6", "sparse-marlin", "int4wo", "uintx"}
 _SPEED_RATIO = Metric("any other", "tok_s", Rule.SPEED, more_is_better=True)
 
 
 def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
     """A row's limits: its device's, then the project's, then its own."""
-    defaults = {name: limit.on(row.device) for name, limit in LIMIT_FIELDS.items()}
+    is_drawn = _draws_codes(row)
+    defaults = {
+        name: limit.on(row.device, is_drawn=is_drawn)
+        for name, limit in LIMIT_FIELDS.items()
+    }
     overrides = [limits for glob, limits in project if fnmatchcase(row.id, glob)]
     return Limits(ChainMap(row.limits or {}, *reversed(overrides), defaults))
+
+
+def _draws_codes(row: RowSpec) -> bool:
+    """Whether a row may round as it runs: its activations, or keys and values.
+
+    Where two codes are equally near, the last bit of a sum draws one of them, another
+    one on another device. A scheme that is not known may do so.
+    """
+    if row.kv_cache is not None:
+        return True
+    scheme = row.quantization
+    return scheme is not None and Scheme.parse(scheme).family not in _OF_WEIGHTS
 
 
 def metric_change(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llama_perf.gate.closeness import compare_closeness
+from llama_perf.gate.judgements import limits_of
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Verdict
@@ -109,6 +110,30 @@ def test_a_row_or_a_project_sets_its_own_limits() -> None:
     assert compare(now, then, project=[("*fp6*", own)]).verdict is Verdict.WORSE
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_drawn"),
+    [
+        ({"quantization": "int8wo"}, False),
+        ({"quantization": "uintx-4-64"}, False),
+        ({"quantization": "int8dq"}, True),
+        ({"quantization": "float8dq-row"}, True),
+        ({"quantization": "autoquant"}, True),
+        ({"kv_cache_quantization": True}, True),
+        ({"quantization": "int4wo-64", "kv_cache_quantization": "fp8"}, True),
+    ],
+)
+def test_rows_that_round_as_they_run_have_wider_limits(
+    fields: dict[str, Any], is_drawn: bool
+) -> None:
+    row = replace(CPU_ROW, **fields)
+    limits = limits_of(row)
+    assert limits["closeness_db"] == (2.0 if is_drawn else 0.5)
+    assert limits["closeness_kl"] == (0.4 if is_drawn else 0.15)
+    assert limits["closeness_perplexity"] == (0.06 if is_drawn else 0.03)
+    verdict = compare(close(row, db=10.5), baseline_of(close(row))).verdict
+    assert verdict is (Verdict.SAME if is_drawn else Verdict.WORSE)
+
+
 OTHER_TEXT = "another text: built-in:0123456789ab in the baseline, mine.txt:77 now"
 
 
@@ -139,7 +164,7 @@ def test_a_run_without_closeness_says_nothing_of_it() -> None:
 def test_other_formats_of_autoquant_may_come_less_close() -> None:
     then = baseline_of(of_autoquant("none"))
     for choice, verdict in (("int8wo", Verdict.SAME), ("none", Verdict.WORSE)):
-        comparison = compare(of_autoquant(choice, **FARTHER), then)
+        comparison = compare(of_autoquant(choice, db=9.0), then)
         assert comparison.verdict is verdict
     assert compare(of_autoquant("int8wo"), then).unjudged_closeness == (
         "autoquant chose int8wo instead of none for 128 x 64"
