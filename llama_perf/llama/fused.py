@@ -46,6 +46,13 @@ class FusedStep:
         if config.head_dim % LANES:
             heads = f"heads are {config.head_dim} wide"
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
+        unfused = {
+            "biases": config.qkv_bias or config.output_bias or config.mlp_bias,
+            "norms of queries and keys": config.qk_norm,
+            "layers without RoPE": bool(config.nope_layers),
+        }
+        for what in (what for what, has in unfused.items() if has):
+            raise NotRunnable(f"fused: {what} have no fused kernel on CUDA")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
@@ -134,6 +141,7 @@ class FusedStep:
                 cache.tensors,
                 cache.split_counter,
                 visible.filled,
+                window=cache.window,
                 prefetch=wo.codes,
                 peaks_out=attended_peak,
             )

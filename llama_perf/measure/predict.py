@@ -104,9 +104,10 @@ def model_bytes(
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
-    norm = config.dim * dtype.itemsize
     layer = sum(linear_bytes(scheme, shape) for shape in linears.values())
-    return config.n_layers * (layer + 2 * norm) + norm + linear_bytes(scheme, output)
+    layer += sum(config.vectors.values()) * dtype.itemsize
+    final = config.dim * dtype.itemsize + linear_bytes(scheme, output)
+    return config.n_layers * layer + final
 
 
 @cache

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_perf import load_model
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import PRESETS, preset, preset_name
+from llama_perf.llama.presets import PRESETS, preset, preset_name
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.weights_samples import TINY
