@@ -95,7 +95,7 @@ def launch_fused(
             x.unsqueeze(0),
             linear,
             counter,
-            norm=norm,
+            heads=fused.Heads(norm=norm),
             place=((angles, angles), positions),
             cache=_cache(config, 300, kind).tensors,
             peaks_in=peaks,
