@@ -96,11 +96,11 @@ class Engine:
             device=model.device,
             kind=options.kv_cache,
         )
-        self._mask: attention.CausalMask | None = None
+        self._masks: Sequence[attention.CausalMask] = ()
         chunk = PREFILL_CHUNK
         if options.attention == "sdpa":
             chunk, linear = self.cache_size, options.linear_causal_mask
-            self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
+            self._masks = attention.masks(self.caches, chunk, linear=linear)
         self._chunk = options.prefill_chunk or chunk
         block: Callable[..., Tensor] = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
@@ -110,7 +110,7 @@ class Engine:
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
-            if self._mask is not None:
+            if self._masks:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
             self._fused = fused_step(model, options)
             self._prefill_head = self._decode_head = self._fused.head
@@ -201,10 +201,10 @@ class Engine:
                 done = self._fused.layers(self.model, x, self.caches, seen)
                 if done is not None:
                     return done
-        if self._mask is not None:
+        if self._masks:
             # The first tokens attend to one another.
-            mask = None if end == tokens.shape[1] else self._mask(positions)
-            visible = VisiblePositions(mask=mask)
+            alone = end == tokens.shape[1]
+            visible = attention.visible_by(self._masks, positions, alone=alone)
         elif end is not None:
             visible = VisiblePositions(end=end)
         else:
@@ -321,7 +321,7 @@ class Engine:
         check_tokens(prompt, self.model.config.vocab_size, batch)
         length = prompt.shape[1]
         if lengths is not None:
-            if self._mask is not None:
+            if self._masks:
                 raise PromptError("lengths: not allowed with attention 'sdpa'")
             if lengths.dtype != torch.int64 or lengths.shape != (batch,):
                 kind = f"{lengths.dtype} {tuple(lengths.shape)} is not allowed"
@@ -342,8 +342,8 @@ class Engine:
             )
 
     def cache_tensors(self) -> list[Tensor]:
-        """All tensors of the caches and the mask."""
-        modules = filter(None, (*self.caches, self._mask))
+        """All tensors of the caches and the masks."""
+        modules = (*self.caches, *self._masks)
         return list(chain.from_iterable(module.buffers() for module in modules))
 
     def tensors(self) -> list[Tensor]:

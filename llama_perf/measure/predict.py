@@ -140,12 +140,12 @@ def model_bytes(
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
-    norm = config.dim * dtype.itemsize
     weights = sum(
         linear_bytes(scheme if selected.selects(path) else None, shape)
         for path, shape in linears.items()
     )
-    return weights + (2 * config.n_layers + 1) * norm
+    vectors = config.n_layers * sum(config.vectors.values()) + config.dim
+    return weights + vectors * dtype.itemsize
 
 
 @cache

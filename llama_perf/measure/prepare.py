@@ -23,9 +23,9 @@ from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
-from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.presets import preset, preset_name
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill

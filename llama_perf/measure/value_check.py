@@ -218,7 +218,8 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         """In float32, over a copy of the block's cache as long as the text."""
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        options |= {"kind": engine.options.kv_cache, "window": cache.window}
+        wide = KVCache(model.config, **options)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
