@@ -56,6 +56,7 @@ class PreparedRow:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
+    `filling`, int64 (batch, fill), is in its first positions, None where nothing is.
     `autoquant` is what an autoquant row's linears run on, None for other rows.
     `unquantized` are the weights before quantization, where they are at hand.
     """
@@ -66,6 +67,7 @@ class PreparedRow:
     weights: str
     build_s: float
     lengths: Tensor | None = None
+    filling: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
 
@@ -152,10 +154,11 @@ def prepare_row(
     if row.quantization is not None:
         record_scheme(model, scheme=row.quantization, kernels=row.kernels)
     engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
-    if row.fill:
+    filling = text[:, : row.fill] if row.fill else None
+    if filling is not None:
         progress(f"filling {counted(row.fill, 'position')}")
         with told_prefill(engine, progress, step="filling", noun="position"):
-            engine.fill(text[:, : row.fill])
+            engine.fill(filling)
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.
@@ -167,6 +170,7 @@ def prepare_row(
         engine=engine,
         prompt=prompt.to(device),
         lengths=lengths,
+        filling=filling,
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,
