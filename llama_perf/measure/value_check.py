@@ -113,7 +113,7 @@ def warm_up_row(
 
     # A generation that is run anyway takes nothing of the check's.
     seconds = 0.0
-    with _damaged(engine) if damaged else nullcontext():
+    with damaged_scale(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
             tokens, logits = observe(count)
         else:
@@ -186,7 +186,12 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     """
     power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = (power / noise).min() if worst else power.sum() / noise.sum()
-    return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    return decibels(float(ratio))
+
+
+def decibels(ratio: float) -> float:
+    """A ratio of powers in decibels, within what JSON has."""
+    return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
 def _runs_modules(row: RowSpec, engine: Engine) -> bool:
@@ -298,7 +303,7 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _damaged(engine: Engine) -> Iterator[None]:
+def damaged_scale(engine: Engine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     block: Any = engine.model.layers[0]
     weight = block.attention.wo.weight
