@@ -263,12 +263,13 @@ def _saved_folder(row: RowSpec) -> Path:
 def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     """Answer prompts from a terminal until the input ends, text as it comes.
 
-    A chat model gets its template and keeps the conversation until the cache is full;
-    another model continues each text on its own. Generation stops at end of text.
+    A model with a chat template, or with a chat model's name, keeps the conversation
+    until the cache is full; another one continues each text on its own. Generation
+    stops at end of text.
     """
     if tokenizer is None:
         raise TokenizerError(f"interactive: {shown(row.model)} has no tokenizer")
-    chat = is_chat_model(row.model)
+    chat = tokenizer.chat_template is not None or is_chat_model(row.model)
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
