@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, starmap
 
+from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import DISTURBED, outcome
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
 from llama_perf.words import counted
 
-_LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+_LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.WORSE, Verdict.UNDECIDED}
 # Twice what two neighbouring generations of a steady row may differ by.
 _LARGE_TREND = 0.2
 _QUIET = {"SAME", "NOT_COMPARED", "NO_BASELINE"}
@@ -92,6 +93,7 @@ def notes(report: Report) -> Iterator[str]:
     for result, comparison in report.judged:
         if words := disturbance(result, comparison):
             yield f"disturbed ({DISTURBED}): {result.id}: {words}"
+    yield from closeness_notes(report.comparisons)
     for result in report.results:
         if result.row.name is not None:
             yield f"row {result.row.name}: {result.id}"
