@@ -163,6 +163,13 @@ def _pth(folder: Path, *, name: str = "model.pth", **options: bool) -> Path:
     return folder / name
 
 
+def _consolidated(folder: Path) -> Path:
+    samples.write_json(folder / "params.json", samples.PARAMS_JSON)
+    for number, part in enumerate(samples.consolidated(_small_pickle(), 2, 1)):
+        torch.save(part, folder / f"consolidated.{number:02}.pth")
+    return folder / "consolidated.01.pth"
+
+
 def _small_pickle() -> dict[str, Tensor]:
     return samples.split_qkv(samples.all_weights())
 
@@ -312,6 +319,8 @@ READERS: dict[str, Reader] = {
     "pth-old": Reader(
         make=partial(_pth, _use_new_zipfile_serialization=False), read=_weights
     ),
+    "consolidated": Reader(make=_consolidated, read=_from_folder),
+    "consolidated-pickle": Reader(make=_consolidated, read=_from_folder, **PICKLED),
     "saved": Reader(make=partial(_unsaved, name="model.pth"), read=_model),
     "saved-pickle": Reader(
         make=partial(_unsaved, name="model.pth"), read=_model, **PICKLED
