@@ -80,7 +80,8 @@ def open_consolidated(paths: Sequence[Path]) -> StoredWeights:
     def split_by(name: str) -> int | None:
         """The dimension by which a tensor is split, None for one in every part."""
         if name == EMBEDDING:
-            return 1 if tensors[name].shape[-1] * n_parts == config.dim else 0
+            width = tensors[name].shape[-1:]
+            return 1 if [size * n_parts for size in width] == [config.dim] else 0
         return next((dim for dim, names in _SPLIT_BY if names.fullmatch(name)), None)
 
     def read(name: str) -> Tensor:
