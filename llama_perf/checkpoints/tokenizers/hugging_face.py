@@ -36,14 +36,16 @@ class _Token:
 
     content: str
     lstrip: bool = False
-    normalized: bool = True
+    normalized: bool | None = None
     rstrip: bool = False
     single_word: bool = False
     special: bool = False
 
-    def added(self, *, special: bool) -> AddedToken:
+    def added(self) -> AddedToken:
         flags = {name: getattr(self, name) for name in _FLAGS}
-        return AddedToken(self.content, special=special, **flags)
+        if self.normalized is None:
+            flags["normalized"] = not self.special
+        return AddedToken(self.content, special=self.special, **flags)
 
 
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
@@ -225,7 +227,7 @@ def _add_tokens(backend: Backend, tokens: Mapping[str, _Token], field: str) -> N
     """Add tokens under their ids, or give those that are there other flags."""
     known = backend.get_added_tokens_decoder()
     for id, token in tokens.items():
-        added = token.added(special=token.special)
+        added = token.added()
         if not id.isdecimal() or known.get(int(id)) != added:
             backend.add_tokens([added])
             _check_id(backend, token.content, id, field, "tokenizer.json")

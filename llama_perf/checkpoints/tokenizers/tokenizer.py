@@ -80,15 +80,19 @@ class Tokenizer:
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as they come, in parts that end in no half character."""
+        # Those since the last part, after those of the part before, on which the space
+        # before a word may depend.
         seen: list[int] = []
-        given = ""
+        given, before = "", 0
         for id in ids:
             seen.append(id)
             text = self.decode(seen)
             # An unfinished character decodes to the replacement mark.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(given) :]
-                given = text
+            if text.endswith("\N{REPLACEMENT CHARACTER}") or text == given:
+                continue
+            yield text[len(given) :]
+            seen = seen[before:]
+            given, before = self.decode(seen), len(seen)
         yield self.decode(seen)[len(given) :]
 
 

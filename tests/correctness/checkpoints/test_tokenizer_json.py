@@ -222,6 +222,8 @@ def token(content: str, **flags: bool) -> dict[str, object]:
 
 def test_added_tokens_of_the_config(folder: Path) -> None:
     added = {"403": token("<think>", special=True), "405": token("<new>", lstrip=True)}
+    added["406"] = {"content": "<É>", "special": True}
+    added["407"] = {"content": "É! x"}
     # transformers' class for Qwen2 would number them anew.
     own = {"tokenizer_class": "PreTrainedTokenizerFast"}
     change_json(folder / "tokenizer_config.json", added_tokens_decoder=added, **own)
@@ -229,8 +231,10 @@ def test_added_tokens_of_the_config(folder: Path) -> None:
         load_tokenizer(folder / "tokenizer.json"),
         samples.reference_of(folder),
     )
-    assert tokenizer.vocab_size == len(theirs) == 406
-    for text in ("a <new> b", "a<think>b </think>"):
+    assert tokenizer.vocab_size == len(theirs) == 408
+    # Only what is not special is normalized, and found so.
+    decomposed = "a<E\u0301> b E\u0301! x"
+    for text in ("a <new> b", "a<think>b </think>", "a<É> b É! x", decomposed):
         assert_same(tokenizer, theirs, text)
 
 
