@@ -17,7 +17,11 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from llama_perf.checkpoints.tokenizers.templates import ChatTemplate
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, backend_tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    Tokenizer,
+    backend_errors,
+    backend_tokenizer,
+)
 from llama_perf.errors import TokenizerError
 from llama_perf.files import entries, is_absent, read_bytes, read_text
 from llama_perf.strict_json import from_plain, parse_json, record
@@ -98,14 +102,11 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     fields = parse_json(content, source=str(path), error=TokenizerError)
     if not isinstance(fields, dict) or "model" not in fields:
         raise TokenizerError(f"{path}: the field 'model' is missing")
-    try:
+    with backend_errors(str(path)):
         backend = Backend.from_buffer(content)
-    except Exception as error:  # the package has no kind of its own
-        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
-        raise TokenizerError(
-            f"{path}: damaged, or of a version that the package `tokenizers` does not"
-            f" read: {reason}"
-        ) from None
+    # A file may hold the settings of the training, which cut and pad what is encoded.
+    backend.no_truncation()
+    backend.no_padding()
     config = _read(_Config, path.parent / CONFIG)
     names = _names(config, path.parent)
     for token in fields.get("added_tokens") or []:
@@ -124,7 +125,14 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
                 f" {path.name}"
             )
     _make_special(backend, set(names.values()))
-    tokenizer = backend_tokenizer(backend, bos_id=_first_id(backend, path))
+    with backend_errors(str(path)):
+        bos_id = _first_id(backend, path)
+    tokenizer = backend_tokenizer(backend, bos_id=bos_id, source=str(path))
+    if bos_id is not None and bos_id >= tokenizer.vocab_size:
+        raise TokenizerError(
+            f"{path}: post_processor: {bos_id} before a text is not allowed; allowed:"
+            f" 0 to {tokenizer.vocab_size - 1}"
+        )
     eos = names.get("eos_token")
     ends = {id for text, id in tokenizer.special.items() if text == eos}
     return replace(tokenizer, eos_ids=tokenizer.eos_ids | ends)
