@@ -27,10 +27,10 @@ from llama_perf.files import entries, is_absent, read_bytes, read_text
 from llama_perf.strict_json import from_plain, parse_json, record
 from llama_perf.words import counted, shown
 
-CONFIG = "tokenizer_config.json"
+CONFIG, OLDER_CONFIG = "tokenizer_config.json", "special_tokens_map.json"
 JINJA, MORE_JINJA = "chat_template.jinja", "additional_chat_templates"
 GENERATION = "generation_config.json"
-BESIDE = (CONFIG, "special_tokens_map.json", JINJA, MORE_JINJA, GENERATION)
+BESIDE = (CONFIG, OLDER_CONFIG, JINJA, MORE_JINJA, GENERATION)
 """What may lie beside a tokenizer's file, and says more about it."""
 
 
@@ -113,16 +113,15 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
         source = f"{path}: added_tokens"
         added = from_plain(_NumberedToken, token, source=source, error=TokenizerError)
         _check_id(backend, added.content, added.id, source, "the vocabulary")
-    source = f"{path.parent / CONFIG}"
-    _add_tokens(
-        backend, config.added_tokens_decoder or {}, f"{source}: added_tokens_decoder"
-    )
+    source = f"{path.parent / CONFIG}: added_tokens_decoder"
+    _add_tokens(backend, config.added_tokens_decoder or {}, source)
     for name in ("bos_token", "eos_token"):
         text = names.get(name)
         if text is not None and backend.token_to_id(text) is None:
+            file = OLDER_CONFIG if getattr(config, name) is None else CONFIG
             raise TokenizerError(
-                f"{source}: {name}: {shown(text)} is not allowed; allowed: a token of"
-                f" {path.name}"
+                f"{path.parent / file}: {name}: {shown(text)} is not allowed; allowed:"
+                f" a token of {path.name}"
             )
     _make_special(backend, set(names.values()))
     with backend_errors(str(path)):
@@ -189,7 +188,7 @@ def _names(config: _Config, folder: Path) -> dict[str, str]:
     """
     older = _Names()
     if config.added_tokens_decoder is None:
-        older = _read(_Names, folder / "special_tokens_map.json")
+        older = _read(_Names, folder / OLDER_CONFIG)
     texts: dict[str, str] = {}
     for name in _Names.__dataclass_fields__:
         token = getattr(older, name) or getattr(config, name)

@@ -33,11 +33,13 @@ def start(id: int, known: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 UNREADABLE = "damaged, or of a version that the package `tokenizers` does not read"
-CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
+CONFIG, OLDER = "tokenizer_config.json", "special_tokens_map.json"
+FILE = "tokenizer.json"
 A_TOKEN = "is not allowed; allowed: a token of tokenizer.json"
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CONFIG, {"eos_token": "<|no|>"}, f"eos_token: '<|no|>' {A_TOKEN}"),
     (CONFIG, {"bos_token": {"content": "<b>"}}, f"bos_token: '<b>' {A_TOKEN}"),
+    (OLDER, {"bos_token": "<b>"}, f"bos_token: '<b>' {A_TOKEN}"),
     (
         CONFIG,
         {"eos_token": 2},
