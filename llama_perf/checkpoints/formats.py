@@ -34,7 +34,7 @@ from llama_perf.files import check_readable, is_absent
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.layers import inverse_frequencies
 from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import import_all
+from llama_perf.quantize.registry import import_for
 from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
@@ -68,7 +68,7 @@ def open_pth(path: Path) -> StoredWeights:
     config, config_from = configs.folder_config(path.parent)
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
-        import_all()
+        import_for(saved.scheme)
     check_readable(path, error=WeightsError)
     is_zip = zipfile.is_zipfile(path)
     loaded = _unpickle(path, saved, mmap=is_zip)

@@ -110,6 +110,11 @@ class ModelConfig:
         ]
 
 
+def short_name(linear: str) -> str:
+    """A name of `linear_names` without its layer, such as "feed_forward.w1"."""
+    return linear.split(".", 2)[-1]
+
+
 def _config(*sizes: int, **rest: Any) -> ModelConfig:
     names = ("dim", "n_layers", "n_heads", "n_kv_heads", "intermediate_size")
     shape: dict[str, Any] = dict(zip(names, sizes, strict=True))

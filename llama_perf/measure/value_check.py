@@ -3,8 +3,9 @@
 Its warm-up generates as the samples will: compiled, captured or fused. The logits that
 its first tokens were chosen from are compared with those of the same quantized weights,
 run once over the whole text by the model's modules, operator by operator. A row that is
-run so anyway is compared with its weights dequantized to float32, one layer at a time,
-where they can be. Knows no baseline.
+run so anyway, or whose weights a config of the user's own made, is compared with its
+weights dequantized to float32, one layer at a time, where they can be. Knows no
+baseline.
 """
 
 import math
@@ -27,7 +28,7 @@ from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import ValueCheck
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.schemes import is_config
 from llama_perf.words import counted
 
 DECODED = 8
@@ -136,14 +137,14 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    dequantized = _runs_modules(row, engine)
+    dequantized = _needs_dequantized(prepared)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
     # Whether a config of the user's own rounds activations is not known.
-    if "dq" in scheme or ":" in scheme or scheme.startswith("autoquant"):
+    if "dq" in scheme or is_config(scheme) or scheme.startswith("autoquant"):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -188,9 +189,12 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
-def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether it does as the reference would, of weights that show their codes."""
-    if row.compile or row.capture or row.fused:
+def _needs_dequantized(prepared: PreparedRow) -> bool:
+    """Whether the operators are no reference, and the weights show their codes."""
+    row, engine = prepared.row, prepared.engine
+    # Of a config's weights the operators may be wrong themselves.
+    trusted = not is_config(prepared.quantization)
+    if trusted and (row.compile or row.capture or row.fused):
         return False
     quantized: dict[type, Any] = {}
     for weight in filterfalse(is_unquantized, engine.model.parameters()):

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
+from llama_perf.rows.config_call import ConfigCall
 from llama_perf.rows.schemes import FAMILIES, Scheme
 
 if TYPE_CHECKING:
@@ -57,10 +58,22 @@ def config_for(
         )
     import_all()
     if scheme.config is not None:
-        from llama_perf.quantize.own_configs import own_config
-
-        return own_config(scheme.config)
+        return _own_config(scheme.config)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
+
+
+def import_for(scheme: str) -> None:
+    """Import what has the tensors of a scheme; raises as `config_for` does."""
+    import_all()
+    if (config := Scheme.parse(scheme).config) is not None:
+        _own_config(config)
+
+
+def _own_config(config: ConfigCall) -> AOBaseConfig:
+    # It needs torchao, which is imported by now.
+    from llama_perf.quantize.own_configs import own_config
+
+    return own_config(config)
 
 
 @cache

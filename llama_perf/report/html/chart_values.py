@@ -75,15 +75,16 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def family(row: RowSpec) -> str:
-    """The family of a row's scheme."""
+    """The family of a row's scheme; each config of torchao or a package is its own."""
     if row.quantization is None:
         return UNQUANTIZED
-    return Scheme.parse(row.quantization).family
+    scheme = Scheme.parse(row.quantization)
+    return scheme.family if scheme.config is None else row.scheme
 
 
 def label(row: RowSpec) -> str:
     """What texts call the row."""
-    return row.name or row.id
+    return row.title or row.id
 
 
 def listed(words: Sequence[str], most: int) -> str:
