@@ -160,3 +160,8 @@ class ModelConfig:
         if self.qk_norm:
             sizes |= dict.fromkeys(QK_NORMS, self.head_dim)
         return sizes | {"attention_norm.weight": self.dim, "ffn_norm.weight": self.dim}
+
+
+def short_name(linear: str) -> str:
+    """A name of `linear_names` without its layer, such as "feed_forward.w1"."""
+    return linear.split(".", 2)[-1]

@@ -6,7 +6,6 @@ nor what the operators of a library take inside: torchao's may unpack whole weig
 """
 
 import math
-import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,7 +13,7 @@ import torch
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
-from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.config import ModelConfig, short_name
 from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
@@ -25,7 +24,6 @@ from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-_LAYER = re.compile(r"^layers\.\d+\.")
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # torchao's schemes that only a GPU can build: whether they fit is not checked here.
@@ -106,7 +104,7 @@ def model_bytes(
     """
     selected.check(config.linear_names)
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
-    linears = {name: shapes[_LAYER.sub("", name)] for name in config.linear_names}
+    linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
     own = installed(scheme, kernels)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
