@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.rows.schemes import FAMILIES, Scheme
+from llama_perf.rows.config_call import ConfigCall
+from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def config_for(
     """The torchao config of `scheme`.
 
     Raises NotRunnable where it is not built on these kernels, or needs another
-    device or dtype.
+    device or dtype; for one of a user's package also as `own_config`.
     """
     if kernels not in scheme.kernels:
         built = ", ".join(scheme.kernels)
@@ -56,7 +57,32 @@ def config_for(
             f"scheme {scheme.name} is not built on {kernels}; built on: {built}"
         )
     import_all()
+    if scheme.config is not None:
+        return _own_config(scheme.config)
+    if scheme.family == OWN:
+        from llama_perf.quantize import plugins
+
+        return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
+
+
+def import_for(scheme: str) -> None:
+    """Import what has the tensors of a scheme; raises as `config_for` does."""
+    import_all()
+    parsed = Scheme.parse(scheme)
+    if parsed.config is not None:
+        _own_config(parsed.config)
+    elif parsed.family == OWN:
+        from llama_perf.quantize import plugins
+
+        plugins.own_scheme(parsed.name)
+
+
+def _own_config(config: ConfigCall) -> AOBaseConfig:
+    # It needs torchao, which is imported by now.
+    from llama_perf.quantize.own_configs import own_config
+
+    return own_config(config)
 
 
 @cache

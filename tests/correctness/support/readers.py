@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama_perf import quantize_model, save_model
-from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.find import open_weights
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.errors import UserError
