@@ -84,6 +84,9 @@ def notes(report: Report) -> Iterator[str]:
     yield ", ".join(versions) or "versions of its libraries: not known"
     if weights := sorted({measurement.weights for measurement in figures}):
         yield f"weights: {', '.join(weights)}"
+    told = {note for measurement in figures for note in measurement.weights_notes or ()}
+    for note in sorted(told):
+        yield f"note on the weights: {note}"
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
         count = counted(len(compiled), "row")
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"

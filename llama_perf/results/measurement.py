@@ -231,6 +231,9 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
+    `weights` names the source of the weights, and `weights_notes` say in a line each
+    what is to be known of how they were found, such as files that were not read.
+
     With an `injected_slowdown`, `repeated_steps` counts the steps that were decoded a
     second time, and `decode_steps` the others, from the first timed generation on.
 
@@ -256,6 +259,7 @@ class Measurement:
     peak_memory_bytes: int
     model_size_bytes: int
     weights: str
+    weights_notes: tuple[str, ...] | None = None
     decode_tok_s: float | None = None
     time_to_first_token_s: float | None = None
     device_bandwidth_gb_s: float | None = None
