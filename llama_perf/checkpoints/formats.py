@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from llama_perf.quantize.registry import import_all
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_EMBEDDING = "tok_embeddings.weight"
 # Meta's names, Hugging Face's, and those in a GGUF file.
 _NAMES = (
     ("tok_embeddings", "model.embed_tokens", "token_embd"),
@@ -73,7 +74,8 @@ def open_pth(path: Path) -> StoredWeights:
     file is mapped, so that only what is read comes into memory (one in the format of
     torch before 1.6 cannot be and is read completely). Raises WeightsError.
     """
-    config, config_from = configs.folder_config(path.parent)
+    rows = partial(_embedding_rows, path)
+    config, config_from = configs.folder_config(path.parent, rows)
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
         import_all()
@@ -103,7 +105,7 @@ def open_pth(path: Path) -> StoredWeights:
     if output is not None and is_unquantized(output):
         # What the file holds decides: a tied model's may have both names for one
         # storage, and one with an output layer of its own must not lose it.
-        embedding = tensors.get("tok_embeddings.weight")
+        embedding = tensors.get(_EMBEDDING)
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
         config = replace(config, tied_embeddings=shared)
     source = f"pth:{path.absolute().parent.name}"
@@ -120,6 +122,17 @@ def open_pth(path: Path) -> StoredWeights:
         saved=saved,
         own_output=output is not None and not is_unquantized(output),
     )
+
+
+def _embedding_rows(path: Path) -> int:
+    """The size of the vocabulary, where the configuration leaves it open."""
+    check_readable(path, error=WeightsError)
+    loaded = _unpickle(path, None, mmap=zipfile.is_zipfile(path))
+    embedding = loaded.get(_EMBEDDING) if isinstance(loaded, dict) else None
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        missing = f"the tensor {_EMBEDDING} is missing; params.json wants it"
+        raise WeightsError(f"{path}: {missing}")
+    return len(embedding)
 
 
 def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
@@ -156,8 +169,7 @@ def open_safetensors(folder: Path) -> StoredWeights:
     Query and key rows are put into the order of Meta's files (`rotated_rows`). A tensor
     is read when it is asked for, from a file opened only for it. Raises WeightsError.
     """
-    path = folder / "config.json"
-    config = configs.from_hugging_face(configs.read_json(path), source=str(path))
+    config = configs.hugging_face_config(folder)
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     for path in _shards(folder):
