@@ -10,7 +10,7 @@ from llama_perf.report.flat import as_csv_text, as_json_lines
 from llama_perf.report.table import in_cells, row_names
 from llama_perf.results.closeness_report import ClosenessReport, ClosenessResult
 from llama_perf.results.measurement import Closeness
-from llama_perf.results.run import Comparison, Verdict
+from llama_perf.results.run import Comparison, Status, Verdict
 from llama_perf.strict_json import to_json
 from llama_perf.words import counted
 
@@ -77,7 +77,9 @@ def _table(report: ClosenessReport, style: str) -> tuple[str, str]:
     names, common = row_names([result.row for result in report.results])
     lines = []
     for name, (result, comparison) in zip(names, report.judged, strict=True):
-        ended = result.status if comparison is None else comparison.verdict
+        ended: Status | Verdict = result.status
+        if comparison is not None and comparison.verdict is not Verdict.NOT_COMPARED:
+            ended = comparison.verdict
         cells = [NOTHING] * 7
         if (now := result.closeness) is not None:
             cells = [
