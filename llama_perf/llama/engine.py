@@ -25,6 +25,7 @@ from llama_perf.llama.decode_step import (
     new_step,
 )
 from llama_perf.llama.fused_cpu import FusedCpuStep
+from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import GREEDY, EngineOptions, Request, Sampling
 from llama_perf.llama.prompts import check_fits
@@ -97,21 +98,21 @@ class Engine:
             device=model.device,
             kind=options.kv_cache,
         )
-        self._mask: attention.CausalMask | None = None
+        self._masks: Sequence[attention.CausalMask] = ()
         chunk = PREFILL_CHUNK
         if options.attention == "sdpa":
             chunk, linear = self.cache_size, options.linear_causal_mask
-            self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
+            self._masks = attention.masks(self.caches, chunk, linear=linear)
         self._chunk = options.prefill_chunk or chunk
         block: Callable[..., Tensor] = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
-        self._fused: FusedStep | FusedCpuStep | None = None
+        self._fused: FusedStep | FusedCpuStep | FusedOwnStep | None = None
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
-            if self._mask is not None:
+            if self._masks:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
             self._fused = fused_step(model, options)
             self._prefill_head = self._decode_head = self._fused.head
@@ -208,10 +209,10 @@ class Engine:
                 done = self._fused.layers(self.model, x, self.caches, seen)
                 if done is not None:
                     return done
-        if self._mask is not None:
+        if self._masks:
             # The first tokens attend to one another.
-            mask = None if end == tokens.shape[1] else self._mask(positions)
-            visible = VisiblePositions(mask=mask)
+            alone = end == tokens.shape[1]
+            visible = attention.visible_by(self._masks, positions, alone=alone)
         elif end is not None:
             visible = VisiblePositions(end=end)
         else:
@@ -336,8 +337,8 @@ class Engine:
         check_fits(self, prompt, max_new_tokens, lengths)
 
     def cache_tensors(self) -> list[Tensor]:
-        """All tensors of the caches and the mask."""
-        modules = filter(None, (*self.caches, self._mask))
+        """All tensors of the caches and the masks."""
+        modules = (*self.caches, *self._masks)
         return list(chain.from_iterable(module.buffers() for module in modules))
 
     def tensors(self) -> list[Tensor]:

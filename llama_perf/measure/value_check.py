@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
+from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
+from llama_perf.rows.schemes import OWN
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted
 
@@ -140,8 +143,8 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
-    if "dq" in scheme or scheme.startswith("autoquant"):
+    limits_db = [_DTYPE_DB[row.dtype]]
+    if rounds_activations(prepared.quantization, row.kernels):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -192,12 +195,20 @@ def decibels(ratio: float) -> float:
 
 
 def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether it does as the reference would, of weights that show their codes."""
-    if row.compile or row.capture or row.fused:
+    """Whether weights that show their codes are the reference.
+
+    They are where the row does as the modules would.
+    """
+    # Kernels of a scheme that is not ours are checked on every path: the modules, run
+    # operator by operator, would be wrong as they are.
+    if row.kernels != OWN and (row.compile or row.capture or row.fused):
         return False
-    block: Any = engine.model.layers[0]
+    quantized: dict[type, Any] = {}
+    for weight in filterfalse(is_unquantized, engine.model.parameters()):
+        quantized.setdefault(type(weight), weight)
     with suppress(NotImplementedError):
-        _float(block.attention.wo.weight)
+        for weight in quantized.values():
+            _float(weight)
         return True
     return False
 
@@ -212,7 +223,8 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         """In float32, over a copy of the block's cache as long as the text."""
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        options |= {"kind": engine.options.kv_cache, "window": cache.window}
+        wide = KVCache(model.config, **options)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
