@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         *("--set", "--rows", "--row", "--shard", "--checkpoints", "--text"),
         *("--tokens", "--isolate", "--row-timeout", "--wait", "--results"),
-        *("--resume", "--report", "--inject-damage"),
+        *("--resume", "--report", "--compare", "--baselines"),
+        *("--on-missing-baseline", "--inject-damage"),
+        compare="compare with this device's baseline: a row that lost closeness is"
+        " WORSE",
         report="write the table to this file, in the format of its suffix:"
         f" {_SUFFIXES} (repeatable)",
         row_timeout="stop a row that takes longer and report it as INVALID (default:"

@@ -14,9 +14,12 @@ from pathlib import Path
 from llama_perf.devices.device import run_device
 from llama_perf.errors import RecordError, UserError
 from llama_perf.files import read_bytes
+from llama_perf.gate.closeness import compare_closeness
 from llama_perf.gate.verdict import not_compared
 from llama_perf.measure.environment import collect, machine_notes
 from llama_perf.report.closeness_table import shown
+from llama_perf.results import baselines
+from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.closeness_report import (
     ClosenessReport,
     ClosenessResult,
@@ -25,6 +28,7 @@ from llama_perf.results.closeness_report import (
     read_closeness,
 )
 from llama_perf.results.run import Comparison, Environment, Status, read_report
+from llama_perf.rows.selection import quantized
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
 from llama_perf.run.lock import locked
@@ -32,17 +36,6 @@ from llama_perf.run.options import RunRequest
 from llama_perf.run.results_file import ResultsFile
 from llama_perf.run.row_worker import RowWorker
 from llama_perf.words import counted
-
-
-def quantized(rows: Sequence[RowSpec]) -> list[RowSpec]:
-    """The rows that have an unquantized twin; raises UserError where none has."""
-    found = [row for row in rows if row.is_quantized]
-    if not found:
-        raise UserError(
-            f"row: of {counted(len(rows), 'selected row')} none is quantized, so there"
-            " is nothing to compare; choose others by --set, --rows or --row"
-        )
-    return found
 
 
 def _named(text: Path | None) -> str:
@@ -56,7 +49,8 @@ def _named(text: Path | None) -> str:
 class ClosenessRun:
     """Compares `rows` on a device of this machine, which it locks until it is closed.
 
-    Rows of which nothing is quantized are left out. `report` has the results, and
+    With `compare` each row is judged beside this device's baseline. Rows of which
+    nothing is quantized are left out. `report` has the results, and
     `file` has them after each row. With `add_to`, the results of an earlier run get
     the figures of the same rows when this run is closed.
 
@@ -88,6 +82,14 @@ class ClosenessRun:
             selected=len(self.rows),
             left_out=len(rows) - len(self.rows),
         )
+        self._stored: dict[str, BaselineRow] = {}
+        if request.compare and (
+            found := baselines.find(request.baselines, environment.device_key)
+        ):
+            source, baseline = found
+            self._stored = {row.id: row for row in baseline.rows}
+            words = f"{source}, recorded {baseline.recorded}"
+            self.report = replace(self.report, baseline_source=words)
         if add_to is not None:
             check_addable(read_report(add_to), environment, source=str(add_to))
         self._to_take_over = self._finished(environment)
@@ -122,7 +124,7 @@ class ClosenessRun:
             taken_over = result is not None
             if result is None:
                 result = self._worker.closeness(row, running.step)
-            comparison = not_compared(result.as_row_result)
+            comparison = self._judged(result)
             self.report = replace(
                 self.report,
                 results=(*self.report.results, result),
@@ -140,6 +142,24 @@ class ClosenessRun:
                 counted=not taken_over and result.status is not Status.NOT_RUN,
             )
         return result, comparison
+
+    def _judged(self, result: ClosenessResult) -> Comparison:
+        request, comparison = self._request, not_compared(result.as_row_result)
+        if not request.compare:
+            return comparison
+        stored = self._stored.get(result.id)
+        if result.closeness is None:
+            # A row that was compared before may not vanish in silence.
+            is_known = stored is not None and stored.measurement.closeness is not None
+            return replace(comparison, failed=comparison.failed or is_known)
+        return compare_closeness(
+            result.row,
+            result.closeness,
+            stored,
+            weights=result.weights,
+            project=request.limits,
+            missing_fails=request.on_missing_baseline == "fail",
+        )
 
     def _finished(self, environment: Environment) -> dict[str, ClosenessResult]:
         """The rows that the run to continue has compared, by id; raises RecordError."""
