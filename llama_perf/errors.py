@@ -87,6 +87,10 @@ class ValuesError(UserError):
     """A row computes wrong values, so its speed means nothing: it ends INVALID."""
 
 
+class SchemeError(UserError):
+    """A scheme of the user's own raised: its row ends INVALID, with the place."""
+
+
 class NotRunnable(UserError):
     """A row cannot run here, for want of a device, memory or code: it ends NOT_RUN."""
 

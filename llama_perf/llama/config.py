@@ -101,6 +101,14 @@ class ModelConfig:
             "feed_forward.w2": (dim, hidden),
         }
 
+    @property
+    def linear_names(self) -> list[str]:
+        """The names of all linears of the model."""
+        layers = range(self.n_layers)
+        return [f"layers.{n}.{name}" for n in layers for name in self.linears] + [
+            "output"
+        ]
+
 
 def _config(*sizes: int, **rest: Any) -> ModelConfig:
     names = ("dim", "n_layers", "n_heads", "n_kv_heads", "intermediate_size")

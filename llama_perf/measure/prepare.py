@@ -36,8 +36,9 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
-from llama_perf.quantize.plugins import installed
+from llama_perf.quantize.plugins import installed_scheme
 from llama_perf.results.measurement import LinearChoice
+from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted
@@ -151,8 +152,10 @@ def prepare_row(
         )
     model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
     if row.quantization is not None:
-        record_scheme(model, scheme=row.quantization, kernels=row.kernels)
-    own = installed(row.quantization, row.kernels)
+        record_scheme(
+            model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
+        )
+    own = installed_scheme(row.quantization)
     own_product = own.fused_product if own is not None and row.fused else None
     options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
     engine = Engine(model, options)
@@ -204,7 +207,11 @@ def _open_row(
     quantizer = None
     if row.quantization is not None:
         quantizer = make_quantizer(
-            row.quantization, kernels=row.kernels, device=device, dtype=dtype
+            row.quantization,
+            kernels=row.kernels,
+            device=device,
+            dtype=dtype,
+            selected=ModuleFilter.parse(row.modules),
         )
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
@@ -224,7 +231,12 @@ def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
         return row
     if row.quantization is not None:
         raise quantized_already(row.quantization, origin)
-    return replace(row, quantization=origin.scheme, kernels=str(origin.kernels))
+    return replace(
+        row,
+        quantization=origin.scheme,
+        kernels=str(origin.kernels),
+        modules=origin.modules,
+    )
 
 
 def _check_built(row: RowSpec) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db = [_DTYPE_DB[row.dtype]]
-    if rounds_activations(prepared.quantization, row.kernels):
+    if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -197,9 +198,12 @@ def _runs_modules(row: RowSpec, engine: Engine) -> bool:
     # operator by operator, would be wrong as they are.
     if row.kernels != OWN and (row.compile or row.capture or row.fused):
         return False
-    block: Any = engine.model.layers[0]
+    quantized: dict[type, Any] = {}
+    for weight in filterfalse(is_unquantized, engine.model.parameters()):
+        quantized.setdefault(type(weight), weight)
     with suppress(NotImplementedError):
-        _float(block.attention.wo.weight)
+        for weight in quantized.values():
+            _float(weight)
         return True
     return False
 

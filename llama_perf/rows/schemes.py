@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llama_perf.errors import SpecError
 from llama_perf.rows import plugins
+from llama_perf.rows.config_call import FORM, TORCHAO, ConfigCall, parse_call
 
 INT4_GROUP_SIZES = (32, 64, 128, 256)
 UINTX_BITS = tuple(range(1, 9))
@@ -20,8 +21,6 @@ AUTOQUANT = {
     "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
 """The schemes from which each autoquant chooses."""
-OWN = "own"
-"""The family and the kernels of a scheme that is the user's own."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
 FAMILIES: dict[str, tuple[str, ...]] = {
     "int8wo": _BOTH,
@@ -36,6 +35,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "uintx": _NATIVE,
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
+OWN = "own"
+"""The family of every config of torchao's or of a user's package, and of the schemes
+that installed packages add; and the kernels of all but torchao's."""
 
 # Families whose names have parameters; the name of any other is the scheme's.
 _WITH_GROUPS = ("int4wo", "uintx")
@@ -43,7 +45,7 @@ _WITHOUT_GROUPS = tuple(family for family in FAMILIES if family not in _WITH_GRO
 ALLOWED = (
     f"allowed: {', '.join(_WITHOUT_GROUPS)}, "
     f"int4wo-{{{','.join(map(str, INT4_GROUP_SIZES))}}}[-hqq], "
-    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
+    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq], {FORM}"
 )
 # Of those with parameters, the ones that rows have most.
 _NAMES = (
@@ -62,6 +64,8 @@ class Scheme:
     `family` is the name without its parameters ("int4wo", "uintx", "int8wo", ...);
     `bits` is given for uintx, `group_size` (weights that share a scale along K) for
     int4wo and uintx, `hqq` says that half-quadratic quantization picks the scales.
+    Of a config in the form `module:Config(...)` the name is that text, in the one way
+    in which it is written, the family is "own", and `config` is what it says.
     """
 
     name: str
@@ -69,11 +73,19 @@ class Scheme:
     bits: int | None = None
     group_size: int | None = None
     hqq: bool = False
+    config: ConfigCall | None = None
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The kinds of kernels it is built on, the preferred one first."""
+        if self.config is not None:
+            return (TORCHAO if self.config.package == TORCHAO else OWN,)
         return (OWN,) if self.family == OWN else FAMILIES[self.family]
+
+    @property
+    def token(self) -> str:
+        """A short name of it for ids, folders and charts."""
+        return self.name if self.config is None else self.config.token
 
     @classmethod
     def parse(
@@ -86,6 +98,9 @@ class Scheme:
         """
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
+        if isinstance(name, str) and ":" in name:
+            config = parse_call(name, field)
+            return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
         if match is None:
             stored = kernels == OWN and plugins.NAME.fullmatch(name)

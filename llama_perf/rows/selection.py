@@ -103,11 +103,18 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
     for number, row in enumerate(rows, start=1):
         named = [] if row.name is None else [("name", row.name)]
         for kind, text in [("id", row.id), *named]:
-            if (first := numbers.setdefault(text, number)) != number:
+            first = numbers.setdefault(text, number)
+            if first != number and not _one_scheme(row, rows[first - 1], kind):
                 raise RecordError(
                     f"{source}: rows {first} and {number} have one {kind}, {text!r}"
                 )
     return rows
+
+
+def _one_scheme(row: RowSpec, other: RowSpec, kind: str) -> bool:
+    """Whether two rows may have one name: it names the config that both have."""
+    same = row.quantization == other.quantization
+    return kind == "name" and row.names_scheme and same
 
 
 def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:

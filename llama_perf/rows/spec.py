@@ -6,13 +6,14 @@ Knows the work that a row asks for, not whether this machine can run it.
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
-from llama_perf.rows.schemes import OWN, Scheme
+from llama_perf.rows.modules import ModuleFilter
+from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, OWN, UNQUANTIZED, Scheme
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
@@ -56,15 +57,16 @@ class RowSpec:
     to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
     (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
     with "persistent" on one kernel for all layers (`llama/persistent.py`).
-    `modules` is a glob of the names of the linears that are quantized, such as
-    "*.feed_forward.*"; None quantizes all. `engine` is what runs the model.
+    `modules` are globs of the names of the linears that are quantized, such as
+    "*.feed_forward.*" (`rows/modules.py`); None quantizes all. `engine` runs the model.
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     there a row of the table with it is the same work as the row without.
 
     `name` is what tables show in place of the id. `upstream_issue`, such as
     "pytorch/ao#2376", says that a library is known to break the row. `limits` are the
     row's own for the gate. None of the three changes the work, so none is part of the
-    id or the fingerprint.
+    fingerprint, nor of the id, but for one case: with a config as `quantization` the
+    name stands for it in the id.
     """
 
     model: str
@@ -97,14 +99,14 @@ class RowSpec:
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
-        if self.quantization == "none":
+        if self.quantization == UNQUANTIZED:
             need = "leave it out for an unquantized row"
             raise SpecError("quantization", self.quantization, need)
         family = None
         if self.quantization is not None:
-            family = Scheme.parse(self.quantization, kernels=self.kernels).family
-            if family == OWN and self.kernels == _DEFAULTS["kernels"]:
-                object.__setattr__(self, "kernels", OWN)
+            scheme = Scheme.parse(self.quantization, kernels=self.kernels)
+            family = scheme.family
+            self._set_scheme(scheme)
         elif self.kernels == "torchao":
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
@@ -113,6 +115,10 @@ class RowSpec:
         if self.modules is not None and self.quantization is None:
             need = "an unquantized row quantizes no modules"
             raise SpecError("modules", self.modules, need)
+        if self.modules is not None and self.quantization in AUTOQUANT:
+            need = f"{self.quantization} chooses for every linear"
+            raise SpecError("modules", self.modules, need)
+        object.__setattr__(self, "modules", ModuleFilter.parse(self.modules).text)
         check_choice("attention", self.attention, ATTENTIONS)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
@@ -158,6 +164,44 @@ class RowSpec:
                 f" {self.prompt_length} + {counted(self.max_new_tokens, 'new token')}",
             )
 
+    def _set_scheme(self, scheme: Scheme) -> None:
+        """Set the kernels of a user's scheme, write a config in its one way.
+
+        Raises SpecError.
+        """
+        if scheme.family != OWN:
+            return
+        object.__setattr__(self, "quantization", scheme.name)
+        (kernels,) = scheme.kernels
+        if self.kernels not in (_DEFAULTS["kernels"], kernels):
+            need = f"leave it out: it is {kernels!r} for this scheme"
+            raise SpecError("kernels", self.kernels, need)
+        object.__setattr__(self, "kernels", kernels)
+        if self.names_scheme and self.name in (UNQUANTIZED, *FAMILIES):
+            need = "it is another scheme's, and here the name is the scheme's in the id"
+            raise SpecError("name", self.name, need)
+
+    @property
+    def scheme(self) -> str:
+        """A short name of its scheme, for ids and tables; "none" without one.
+
+        Of a config it is the row's name, if it has one.
+        """
+        if self.quantization is None:
+            return UNQUANTIZED
+        named = self.name if self.names_scheme else None
+        return named or Scheme.parse(self.quantization, kernels=self.kernels).token
+
+    @property
+    def title(self) -> str | None:
+        """What tables show in place of the id; None where they show the id."""
+        return None if self.names_scheme else self.name
+
+    @property
+    def names_scheme(self) -> bool:
+        """Whether the name is its config's, and part of the id, and not the row's."""
+        return self.name is not None and ":" in (self.quantization or "")
+
     @property
     def positions(self) -> int:
         """Positions of the cache that a generation of this row uses."""
@@ -174,6 +218,13 @@ class RowSpec:
         return cache_kind(self.kv_cache_quantization)
 
     @property
+    def unquantized(self) -> "RowSpec":
+        """The same row with unquantized weights, and no name."""
+        return replace(
+            self, quantization=None, modules=None, kernels="native", name=None
+        )
+
+    @property
     def is_quantized(self) -> bool:
         """Whether its weights or its cache are quantized."""
         return self.quantization is not None or self.kv_cache is not None
@@ -181,7 +232,7 @@ class RowSpec:
     @property
     def id(self) -> str:
         """The stable id; a field at its default is not in it."""
-        tokens = [self.model.lower(), self.quantization or "none"]
+        tokens = [self.model.lower(), self.scheme]
         if self.kernels != _DEFAULTS["kernels"]:
             tokens.append(self.kernels)
         tokens.append(DTYPE_TOKENS[self.dtype])
@@ -195,6 +246,8 @@ class RowSpec:
                     value = self.kv_cache
                 if name == "fused" and value is True:
                     value = name
+                if name == "modules":
+                    value = ModuleFilter.parse(value).token
                 tokens.append(form.format("all" if value is None else value))
         return ".".join(tokens)
 

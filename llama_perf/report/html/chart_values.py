@@ -79,7 +79,7 @@ def family(row: RowSpec) -> str:
     if row.quantization is None:
         return UNQUANTIZED
     known = Scheme.parse(row.quantization, kernels=row.kernels).family
-    return row.quantization if known == OWN else known
+    return row.scheme if known == OWN else known
 
 
 def label(row: RowSpec) -> str:
