@@ -4,7 +4,7 @@
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
 versions it was saved with; the tokenizer lies in the same folder if one is given. The
 folder appears whole or not at all. Knows no scheme and none of its tensors; reading is
-`llama_perf.checkpoints.formats`'s.
+`llama_perf.checkpoints.pth`'s.
 """
 
 import io

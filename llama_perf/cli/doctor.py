@@ -32,7 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
+    from llama_perf.checkpoints.find import SMOLLM2, find_checkpoint
+    from llama_perf.checkpoints.load import open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
     from llama_perf.kernels import cpp_library

@@ -164,8 +164,9 @@ def preset(model: str) -> ModelConfig:
     name = preset_name(model)
     if name is None:
         allowed = (
-            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
-            f" the presets {', '.join(PRESETS)}"
+            "allowed: the path of a checkpoint, a name under --checkpoints, the"
+            " owner/name of a model in the hub cache, or one of the presets"
+            f" {', '.join(PRESETS)}"
         )
         raise SpecError("model", model, allowed, known=PRESETS)
     return PRESETS[name]

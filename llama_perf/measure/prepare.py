@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.hub import find_snapshot
 from llama_perf.checkpoints.load import (
     OpenedModel,
     build_model,
@@ -59,7 +60,8 @@ class PreparedRow:
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
     `autoquant` is what an autoquant row's linears run on, None for other rows.
-    `unquantized` are the weights before quantization, where they are at hand.
+    `unquantized` are the weights before quantization, where they are at hand;
+    `weights_notes` say what is to be known of how they were found.
     """
 
     row: RowSpec
@@ -70,6 +72,7 @@ class PreparedRow:
     lengths: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
+    weights_notes: tuple[str, ...] = ()
 
     @property
     def model_size_bytes(self) -> int:
@@ -119,7 +122,8 @@ def prepare_row(
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
     row's `fill` positions are filled here, so that no sample has to. `progress` is
     called with each step that takes long; `notify` with a line where an earlier run's
-    times are used, and for a cache longer than the model was trained for.
+    times are used, for a cache longer than the model was trained for, and for what is
+    to be known of the weights.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -136,6 +140,8 @@ def prepare_row(
             f"a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
+    for note in reader.notes:
+        notify(note)
     if row.fill or prompt is None:
         text = _row_text(row, reader.config.vocab_size, opened.tokenizer())
     if prompt is None:
@@ -177,6 +183,7 @@ def prepare_row(
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,
+        weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
 
@@ -193,7 +200,8 @@ def predict_row(row: RowSpec) -> RowBytes:
     Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
     Raises as `prepare` does for a model or a scheme that is not known.
     """
-    if preset_name(row.model) is not None and is_absent(Path(row.model)):
+    is_here = not is_absent(Path(row.model)) or find_snapshot(row.model) is not None
+    if preset_name(row.model) is not None and not is_here:
         return predict(row, preset(row.model))
     dtype, device = parse_dtype(row.dtype), torch.device(row.device)
     reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)

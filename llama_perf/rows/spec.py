@@ -105,8 +105,8 @@ class RowSpec:
         family = None
         if self.quantization is not None:
             scheme = Scheme.parse(self.quantization, kernels=self.kernels)
-            family = scheme.family
             self._set_scheme(scheme)
+            family = scheme.family
         elif self.kernels == "torchao":
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
@@ -165,10 +165,7 @@ class RowSpec:
             )
 
     def _set_scheme(self, scheme: Scheme) -> None:
-        """Set the kernels of a user's scheme, write a config in its one way.
-
-        Raises SpecError.
-        """
+        """Set the kernels of a user's scheme; write a config in its one way."""
         if scheme.family != OWN:
             return
         object.__setattr__(self, "quantization", scheme.name)

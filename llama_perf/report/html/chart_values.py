@@ -52,7 +52,7 @@ LOOKS_OF_FAMILIES = with_stars(_KNOWN, FAMILIES)
 LOOKS_OF_VERDICTS = {
     Verdict.SLOWER: (VERMILION, "triangle-down"),
     Verdict.LARGER: (VERMILION, "square"),
-    Verdict.WORSE: (VERMILION, "diamond"),
+    Verdict.WORSE: (VERMILION, "triangle-right"),
     Verdict.UNDECIDED: (ORANGE, "cross"),
     Verdict.ALREADY_SLOWER: (PINK, "triangle-down"),
     Verdict.ALREADY_LARGER: (PINK, "square"),
