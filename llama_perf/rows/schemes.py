@@ -57,6 +57,11 @@ _NAMES = (
 _GROUPED = re.compile(r"(?:int4wo|uintx-([1-9]\d*))-([1-9]\d*)(-hqq)?")
 
 
+def is_config(name: object) -> bool:
+    """Whether a scheme's name is the call of a config."""
+    return isinstance(name, str) and ":" in name
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
     """A parsed scheme name.
@@ -98,7 +103,7 @@ class Scheme:
         """
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
-        if isinstance(name, str) and ":" in name:
+        if is_config(name):
             config = parse_call(name, field)
             return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None

@@ -13,7 +13,14 @@ from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.modules import ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, OWN, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import (
+    AUTOQUANT,
+    FAMILIES,
+    OWN,
+    UNQUANTIZED,
+    Scheme,
+    is_config,
+)
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
@@ -197,7 +204,7 @@ class RowSpec:
     @property
     def names_scheme(self) -> bool:
         """Whether the name is its config's, and part of the id, and not the row's."""
-        return self.name is not None and ":" in (self.quantization or "")
+        return self.name is not None and is_config(self.quantization)
 
     @property
     def positions(self) -> int:

@@ -124,7 +124,7 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     _make_special(backend, set(names.values()))
     tokenizer = backend_tokenizer(backend, bos_id=_first_id(backend, path))
     eos = names.get("eos_token")
-    ends = set() if eos is None else {tokenizer.special[eos]}
+    ends = {id for text, id in tokenizer.special.items() if text == eos}
     return replace(tokenizer, eos_ids=tokenizer.eos_ids | ends)
 
 
@@ -165,6 +165,10 @@ def _read(kind: type[Any], path: Path) -> Any:
     if not isinstance(found, dict):
         raise TokenizerError(f"{path}: {shown(found)} is not allowed; allowed: a map")
     known = {name: found[name] for name in kind.__dataclass_fields__ if name in found}
+    for value in known.values():
+        # Older files name transformers' class in each token.
+        if isinstance(value, dict):
+            value.pop("__type", None)
     return from_plain(kind, known, source=str(path), error=TokenizerError)
 
 

@@ -7,7 +7,7 @@ files, of models or of torch.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import sentencepiece
 import tiktoken
@@ -30,11 +30,16 @@ BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
+Found = Literal["special", "added", "none"]
+"""Which tokens are found in a text before anything else: special ones and those that a
+model's author added, the added ones alone, or none."""
+
+
 class Encode(Protocol):
     """What a package makes of a text."""
 
-    def __call__(self, text: str, *, special: bool) -> list[int]:
-        """The ids of `text`; with `special`, of special tokens in it too."""
+    def __call__(self, text: str, *, found: Found) -> list[int]:
+        """The ids of `text`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +66,13 @@ class Tokenizer:
 
         Raises PromptError for a character that the vocabulary cannot write.
         """
-        ids = self.encode_part(text, special=False)
+        ids = self.encode_part(text, found="added")
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
-    def encode_part(self, text: str, *, special: bool) -> list[int]:
-        """The ids of a part of a text; with `special`, of special tokens in it too."""
+    def encode_part(self, text: str, *, found: Found) -> list[int]:
+        """The ids of a part of a text, in which these tokens are found."""
         # A terminal's broken UTF-8 arrives as lone surrogates, which have no bytes.
-        return self.encode_text(text.encode(errors="replace").decode(), special=special)
+        return self.encode_text(text.encode(errors="replace").decode(), found=found)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and padding of a vocabulary have none."""
@@ -104,10 +109,10 @@ def sentencepiece_tokenizer(model: bytes) -> Tokenizer:
     marks = {processor.id_to_piece(id): id for id in pieces if processor.is_control(id)}
     between = re.compile("|".join(map(re.escape, marks)) or "(?!)")
 
-    def encode(text: str, *, special: bool) -> list[int]:
+    def encode(text: str, *, found: Found) -> list[int]:
         ids: list[int] = []
         at = 0
-        for mark in between.finditer(text) if special else ():
+        for mark in between.finditer(text) if found == "special" else ():
             ids += [*processor.encode(text[at : mark.start()]), marks[mark[0]]]
             at = mark.end()
         return [*ids, *processor.encode(text[at:])]
@@ -142,8 +147,8 @@ def tiktoken_tokenizer(
     )
     with_text = set(ranks.values())
 
-    def encode(text: str, *, special: bool) -> list[int]:
-        if special:
+    def encode(text: str, *, found: Found) -> list[int]:
+        if found == "special":
             return encoding.encode(text, allowed_special="all")
         return encoding.encode_ordinary(text)
 
@@ -169,10 +174,12 @@ def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
         missing = (c for c in BYTES if backend.token_to_id(c) is None)
         lacking = {BYTES[char] for char in missing}
 
-    def encode(text: str, *, special: bool) -> list[int]:
+    def encode(text: str, *, found: Found) -> list[int]:
         if lacking:
             _check_bytes(text, lacking)
-        backend.encode_special_tokens = not special
+        if found == "none":
+            return _encode_bare(backend, text)
+        backend.encode_special_tokens = found != "special"
         return backend.encode(text, add_special_tokens=False).ids
 
     return Tokenizer(
@@ -184,6 +191,16 @@ def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
         encode_text=encode,
         decode_ids=backend.decode,
     )
+
+
+def _encode_bare(backend: Backend, text: str) -> list[int]:
+    """The ids of `text`, in which no added token is found."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = [text]
+    if backend.pre_tokenizer is not None:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
 def _check_bytes(text: str, lacking: set[int]) -> None:

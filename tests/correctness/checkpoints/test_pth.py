@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.pth import open_pth
-from llama_perf.llama.config import PRESETS
+from llama_perf.llama.presets import PRESETS
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.weights_samples import TINY, all_weights, file_refusal
 

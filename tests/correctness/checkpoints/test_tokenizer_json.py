@@ -1,10 +1,12 @@
 """`tokenizer.json` and what lies beside it, compared with transformers' reading."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -36,8 +38,8 @@ def assert_same(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
     """Ours and transformers' ids of a text, and texts of the ids, are the same."""
     typed = theirs.encode(text, split_special_tokens=True, add_special_tokens=False)
     parsed = theirs.encode(text, add_special_tokens=False)
-    assert tokenizer.encode_part(text, special=False) == typed
-    assert tokenizer.encode_part(text, special=True) == parsed
+    assert tokenizer.encode_part(text, found="added") == typed
+    assert tokenizer.encode_part(text, found="special") == parsed
     assert tokenizer.encode(text) == theirs.encode(text, split_special_tokens=True)
     for ids in (typed, parsed):
         shown = theirs.decode(ids, skip_special_tokens=True)
@@ -77,8 +79,8 @@ def test_what_a_text_holds_is_never_special(kind: str) -> None:
     unknown = {tokenizer.special.get("<unk>")}
     for mark, id in tokenizer.special.items():
         if id not in unknown:
-            assert id not in tokenizer.encode_part(f"a{mark}b {mark}", special=False)
-            assert id in tokenizer.encode_part(f"a{mark}b", special=True)
+            assert id not in tokenizer.encode_part(f"a{mark}b {mark}", found="added")
+            assert id in tokenizer.encode_part(f"a{mark}b", found="special")
 
 
 def test_tokens_of_the_author_are_found_in_every_text() -> None:
@@ -100,8 +102,8 @@ def test_the_sentencepiece_model_beside_it_agrees(kind: str) -> None:
     # Meta's code encodes what follows a special token as a text of its own.
     if kind == "llama2-older":
         chat = "<s>[INST] Hello [/INST] the fox </s><s>[INST] again"
-        found = ours.encode_part(chat, special=True)
-        assert found == pieces.encode_part(chat, special=True)
+        found = ours.encode_part(chat, found="special")
+        assert found == pieces.encode_part(chat, found="special")
 
 
 def test_broken_text_of_a_terminal() -> None:
@@ -132,6 +134,29 @@ def test_which_file_of_a_folder_is_read(tmp_path: Path) -> None:
         assert find_tokenizer(checkpoint) == path
 
 
+def test_a_gguf_of_qwen2_has_the_same_ids(tmp_path: Path) -> None:
+    path = samples.folder_of("qwen2") / "tokenizer.json"
+    fields = json.loads(path.read_text("utf-8"))
+    model, added = fields["model"], fields["added_tokens"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].get)]
+    tokens += [token["content"] for token in added]
+    kinds = [TokenType.NORMAL] * len(model["vocab"])
+    kinds += [TokenType.CONTROL] * 3 + [TokenType.USER_DEFINED] * 2
+    ours = load_tokenizer(
+        tokenizer_samples.write_gguf(
+            tmp_path / "a.gguf",
+            pre="qwen2",
+            tokens=tokens,
+            token_type=kinds,
+            merges=[" ".join(merge) for merge in model["merges"]],
+        )
+    )
+    theirs = samples.reference("qwen2")
+    for text in [*TEXTS, "e\u0301 <|im_end|> <think>12"]:
+        assert_same(ours, theirs, text)
+    assert (ours.special, ours.added) == (read("qwen2").special, read("qwen2").added)
+
+
 def test_settings_of_a_training_do_not_cut_a_text(folder: Path) -> None:
     path = folder / "tokenizer.json"
     backend = Backend.from_file(str(path))
@@ -157,6 +182,9 @@ def ends(folder: Path) -> set[int]:
 
 def test_what_ends_a_text(folder: Path) -> None:
     # <|endoftext|> and <|im_end|> by their names.
+    assert ends(folder) == {400, 402}
+    old = {"__type": "AddedToken", "content": "<|im_end|>", "special": True}
+    change_json(folder / "tokenizer_config.json", eos_token=old)
     assert ends(folder) == {400, 402}
     for value, more in ((7, {7}), ([8, 9], {8, 9}), (None, set()), ([], set())):
         samples.write_json(folder / "generation_config.json", {"eos_token_id": value})
@@ -284,7 +312,9 @@ def test_two_tokens_before_a_text(folder: Path) -> None:
     assert load_tokenizer(path).encode("a") == [401, *read("qwen2").encode("a")]
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"model": {}}', b'{"a": 1}', b" {]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{", b'{"model": {}}', b'{"a": 1}', b" {]", b"[]"]
+)
 def test_a_damaged_file(folder: Path, content: bytes) -> None:
     path = folder / FILE
     path.write_bytes(content)

@@ -10,7 +10,7 @@ from torchao.quantization import Int8WeightOnlyConfig
 from llama_perf import OwnScheme
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import code_key
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.measure.predict import model_bytes
 from llama_perf.quantize import plugins
 from llama_perf.quantize.apply import make_quantizer
