@@ -298,12 +298,6 @@ def _hash(work: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_sampling(*, temperature: float, top_k: int | None) -> None:
-    """Raise SpecError unless tokens can be sampled with these values."""
-    check_bounds("top_k", top_k)
-    check_bounds("temperature", temperature)
-
-
 def cache_kind(quantization: bool | str) -> str | None:
     """The kind of cache, None for an unquantized one; raises SpecError."""
     if isinstance(quantization, bool):
