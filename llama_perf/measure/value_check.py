@@ -144,7 +144,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db = [_DTYPE_DB[row.dtype]]
-    if rounds_activations(prepared.quantization, row.kernels):
+    if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
