@@ -63,6 +63,10 @@ class WeightsError(UserError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class MissingFileError(WeightsError):
+    """A checkpoint lacks a file that belongs to it."""
+
+
 class SaveError(UserError):
     """A model cannot be saved: its tensors cannot be stored, or the disk is full."""
 

@@ -56,6 +56,17 @@ def is_absent(path: Path) -> bool:
     return False
 
 
+def is_missing(path: Path) -> bool:
+    """Whether nothing is at `path`, or a link there leads nowhere."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def read_bytes(path: Path, *, error: type[UserError], most: int | None = None) -> bytes:
     """The bytes of a file, `most` at most; raises `error` that names it and the reason.
 
@@ -95,6 +106,16 @@ def read_text(path: Path, *, error: type[UserError]) -> str:
         return read_bytes(path, error=error).decode()
     except UnicodeDecodeError:
         raise error(f"{path}: cannot be read: it is not UTF-8 text") from None
+
+
+def read_prose(path: Path, *, error: type[UserError]) -> str:
+    """As `read_text`, and also raises `error` for what no person reads as a text."""
+    text = read_text(path, error=error)
+    if not text.strip():
+        raise error(f"{path}: cannot be read: there is no text in it")
+    if "\0" in text:
+        raise error(f"{path}: cannot be read: it has zero bytes, so it is no text")
+    return text
 
 
 def entries(folder: Path, *, error: type[UserError]) -> list[Path]:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_perf import strict_json
+from llama_perf.checkpoints import architectures, contradictions
+from llama_perf.checkpoints.architectures import FULL, SLIDING
 from llama_perf.errors import SpecError, WeightsError
 from llama_perf.files import is_absent
 from llama_perf.llama.config import (
-    PRESETS,
+    MAX_LAYERS,
     ModelConfig,
     RopeScaling,
     check_number,
     check_whole,
-    preset_name,
 )
+from llama_perf.llama.presets import PRESETS, preset_name
 from llama_perf.words import shown
 
 # Our fields in a Hugging Face `config.json`, and in a GGUF file after `llama.`.
@@ -33,10 +35,16 @@ _FIELDS = {
     "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     "rope_base": ("rope_theta", "rope.freq_base"),
     "context": ("max_position_embeddings", "context_length"),
+    "sliding_window": ("sliding_window", "attention.sliding_window"),
 }
 _HUGGING_FACE = {ours: name for ours, (name, _) in _FIELDS.items()}
-_HUGGING_FACE["tied_embeddings"] = "tie_word_embeddings"
-GGUF_FIELDS = {ours: f"llama.{name}" for ours, (_, name) in _FIELDS.items()}
+# It is read with the fields that say which layers have it.
+del _HUGGING_FACE["sliding_window"]
+_HUGGING_FACE |= {
+    "tied_embeddings": "tie_word_embeddings",
+    "qkv_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+}
 _ROPE_SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -50,27 +58,34 @@ _REQUIRED = {
     *("dim", "n_layers", "n_heads", "intermediate_size", "vocab_size", "context"),
     *_ROPE_SCALING,
 }
-# Fields of a config.json that change the computation, and the values that do not.
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "model_type": ("llama", "mistral"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "hidden_act": ("silu",),
-    "quantization_config": (None,),
+_ROPE_NAMES = {
+    *("rope_theta", "rope_type", "type", "partial_rotary_factor"),
+    *_ROPE_SCALING.values(),
 }
-_ALLOWED_ROPE = {"rope_type": ("default", "llama3")}
+_ROPE_KINDS = {"rope_type": ("default", "llama3")}
 T = TypeVar("T")
 
 
-def folder_config(folder: Path) -> tuple[ModelConfig, str]:
+def gguf_fields(architecture: str) -> dict[str, str]:
+    """Our fields' names in a GGUF file of an architecture."""
+    return {ours: f"{architecture}.{name}" for ours, (_, name) in _FIELDS.items()}
+
+
+def folder_config(
+    folder: Path, *, vocab_size: Callable[[], int]
+) -> tuple[ModelConfig, str]:
     """The configuration of a `model.pth` in `folder`, and where it was found.
 
     From `config.json` (Hugging Face), else `params.json` (Meta), else the preset that
-    the folder's name means. Raises WeightsError.
+    the folder's name means. Meta's say -1 for the vocabulary of Llama 1 and 2, which
+    `vocab_size` then tells from the weights. Raises WeightsError.
     """
     for name, read in (("config.json", from_hugging_face), ("params.json", from_meta)):
         if not is_absent(folder / name):
-            return read(read_json(folder / name), source=str(folder / name)), name
+            fields, source = read_json(folder / name), str(folder / name)
+            if read is from_meta and fields.get("vocab_size") == -1:
+                fields["vocab_size"] = vocab_size()
+            return read(fields, source=source), name
     if (known := preset_name(folder.absolute().name)) is not None:
         return PRESETS[known], f"the preset {known}, from the folder's name,"
     raise WeightsError(
@@ -82,18 +97,6 @@ def folder_config(folder: Path) -> tuple[ModelConfig, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises WeightsError."""
     return strict_json.read_json(dict[str, Any], path, error=WeightsError)
-
-
-def check_allowed(
-    fields: Mapping[str, Any], allowed: Mapping[str, tuple[object, ...]], *, source: str
-) -> None:
-    """Raise WeightsError for a field that is there with a value that is not allowed."""
-    for name, values in allowed.items():
-        if (value := fields.get(name)) is not None and value not in values:
-            raise WeightsError(
-                f"{source}: {name}: {shown(value)} is not allowed; allowed:"
-                f" {', '.join(map(repr, values))}"
-            )
 
 
 def read_config(
@@ -146,37 +149,108 @@ def model_config(
 
 def from_hugging_face(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read a Hugging Face `config.json`; raises WeightsError naming `source`."""
-    check_allowed(fields, _ALLOWED, source=source)
-    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    key = "rope_parameters" if "rope_parameters" in fields else "rope_scaling"
-    rope, where = fields.get(key) or {}, f"{source}: {key}"
-    if not isinstance(rope, Mapping):
-        raise WeightsError(f"{where}: {shown(rope)} is not allowed; allowed: a map")
-    kind = rope.get("rope_type", rope.get("type"))
-    check_allowed({"rope_type": kind}, _ALLOWED_ROPE, source=where)
-    scaling = None
-    if kind == "llama3":
-        scaling = read_config(RopeScaling, rope, _ROPE_SCALING, source=where)
+    contradictions.check_fields(fields, source=source)
+    kind = architectures.architecture(fields, source=source)
+    rope, scaling = _rope(fields, source)
+    # A null is no default: it says that there is none.
+    fields = {**kind.defaults, **fields}
+    if "rope_theta" in rope:
+        fields["rope_theta"] = rope["rope_theta"]
+    _check_layer_count(fields, source)
+    nope_layers = architectures.layers_without_rope(fields, source=source)
+    window, layers = architectures.windows(fields, kind, nope_layers, source=source)
     return read_config(
         model_config,
         fields,
         _HUGGING_FACE,
         source=source,
         norm_eps=1e-6,
-        rope_base=rope.get("rope_theta", 10000.0),
         rope_scaling=scaling,
         context=2048,
+        sliding_window=window,
+        window_layers=layers,
+        nope_layers=nope_layers,
+        **{"output_bias": fields.get("attention_bias") or False, **kind.parts},
     )
+
+
+def _check_layer_count(fields: Mapping[str, Any], source: str) -> None:
+    count = fields.get("num_hidden_layers")
+    try:
+        if count is not None:
+            check_whole("num_hidden_layers", count, MAX_LAYERS)
+    except SpecError as error:
+        raise WeightsError(f"{source}: {error}") from None
+
+
+def _rope(
+    fields: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], RopeScaling | None]:
+    """What `rope_scaling` and `rope_parameters` have together, and the scaling.
+
+    transformers 5 moved `rope_theta` and `rope_scaling` into `rope_parameters`.
+    """
+    rope: dict[str, Any] = {}
+    where = source
+    for key in ("rope_scaling", "rope_parameters"):
+        if not (own := fields.get(key)):
+            continue
+        where = f"{source}: {key}"
+        if not isinstance(own, Mapping):
+            raise WeightsError(f"{where}: {shown(own)} is not allowed; allowed: a map")
+        for name, value in own.items():
+            if name not in _ROPE_NAMES and value is not None:
+                problem = f"{shown(value)} is not allowed; allowed:"
+                names = ", ".join(sorted(_ROPE_NAMES))
+                raise WeightsError(f"{where}: {name}: {problem} only {names}")
+        rope |= {name: value for name, value in own.items() if value is not None}
+    kind = rope.get("rope_type", rope.get("type"))
+    architectures.check_allowed({"rope_type": kind}, _ROPE_KINDS, source=where)
+    one = {"partial_rotary_factor": (1.0,)}
+    if kind == "llama3":
+        architectures.check_allowed(rope, one, source=where)
+        scaling = read_config(RopeScaling, rope, _ROPE_SCALING, source=where)
+        return rope, scaling
+    # What only a scaling reads would be ignored.
+    scaled = ("factor", "low_freq_factor", "high_freq_factor")
+    architectures.check_allowed(rope, one | dict.fromkeys(scaled, (1.0,)), source=where)
+    return rope, None
 
 
 def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` from which `from_hugging_face` reads `config` again."""
     fields = {theirs: getattr(config, ours) for ours, theirs in _HUGGING_FACE.items()}
+    fields |= _layers_to_hugging_face(config)
     if scaling := config.rope_scaling:
         names = _ROPE_SCALING.items()
         rope = {theirs: getattr(scaling, ours) for ours, theirs in names}
         fields["rope_scaling"] = {"rope_type": "llama3", **rope}
-    return {"model_type": "llama", **fields}
+    return fields
+
+
+def _layers_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
+    """The type of a model that has these parts, and its fields about layers."""
+    layers = range(config.n_layers)
+    types = [FULL if config.window(layer) is None else SLIDING for layer in layers]
+    fields: dict[str, Any] = {}
+    if config.nope_layers:
+        kind = "smollm3"
+        fields["no_rope_layers"] = [int(i not in config.nope_layers) for i in layers]
+    elif config.qk_norm:
+        kind = "qwen3"
+    elif config.qkv_bias and not config.output_bias:
+        kind = "qwen2"
+    else:
+        kind = "llama" if config.sliding_window is None else "mistral"
+    if kind == "mistral":
+        return {"model_type": kind, "sliding_window": config.sliding_window}
+    if kind != "llama":
+        fields["use_sliding_window"] = config.sliding_window is not None
+        fields["sliding_window"] = config.sliding_window
+        fields["layer_types"] = types
+    if kind.startswith("qwen"):
+        fields["max_window_layers"] = types.count(FULL)
+    return {"model_type": kind, **fields}
 
 
 def from_meta(fields: Mapping[str, Any], *, source: str) -> ModelConfig:

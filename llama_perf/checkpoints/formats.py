@@ -1,18 +1,14 @@
-"""Files of weights in three formats: `.pth`, Hugging Face's safetensors, and GGUF.
+"""Files of weights in two formats: Hugging Face's safetensors, and GGUF.
 
 Each format gives its names, its shapes and how a tensor is read. Knows nothing of how
 a file was converted, of the tokenizer in it, or of other files in the folder.
 """
 
-import math
-import pickle
-import re
-import warnings
-import zipfile
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +19,21 @@ from gguf.quants import dequantize
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_perf.checkpoints import archive
 from llama_perf.checkpoints import config as configs
-from llama_perf.checkpoints.gguf_reader import Fields, read_container
+from llama_perf.checkpoints import rotated_rows
+from llama_perf.checkpoints.architectures import ARCHITECTURES
+from llama_perf.checkpoints.gguf_config import (
+    KEPT,
+    ROPE_FACTORS,
+    gguf_config,
+    rope_scaling,
+)
+from llama_perf.checkpoints.gguf_reader import read_container
+from llama_perf.checkpoints.hub import folder_name, snapshot_of
 from llama_perf.checkpoints.reader import Shape, StoredWeights
-from llama_perf.checkpoints.saved import Saved, check_content, read_saved
-from llama_perf.checkpoints.saved_tensors import check_tensors
-from llama_perf.errors import WeightsError
+from llama_perf.errors import MissingFileError, WeightsError
 from llama_perf.files import check_readable, is_absent
-from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.layers import inverse_frequencies
-from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import import_for
+from llama_perf.llama.config import ModelConfig
 from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
@@ -53,107 +52,28 @@ _NAMES = (
     ("feed_forward.w3", "mlp.up_proj", "ffn_up"),
     ("attention_norm", "input_layernorm", "attn_norm"),
     ("ffn_norm", "post_attention_layernorm", "ffn_norm"),
+    ("attention.q_norm", "self_attn.q_norm", "attn_q_norm"),
+    ("attention.k_norm", "self_attn.k_norm", "attn_k_norm"),
 )
-
-
-def open_pth(path: Path) -> StoredWeights:
-    """Open a `.pth` file; its configuration is looked for in the same folder.
-
-    It holds a dict of tensors in Meta's names, as `consolidated.00.pth` does, or those
-    of gpt-fast and torchao's benchmark, with `wqkv` fused; `save_model`'s are quantized
-    too. A pickle can ask for code to be run: nothing but tensors is ever unpickled. The
-    file is mapped, so that only what is read comes into memory (one in the format of
-    torch before 1.6 cannot be and is read completely). Raises WeightsError.
-    """
-    config, config_from = configs.folder_config(path.parent)
-    saved = read_saved(path.parent)
-    if saved is not None and saved.scheme is not None:
-        import_for(saved.scheme)
-    check_readable(path, error=WeightsError)
-    is_zip = zipfile.is_zipfile(path)
-    loaded = _unpickle(path, saved, mmap=is_zip)
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        # The stories checkpoints of llama2.c keep the weights among other entries.
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not loaded:
-        raise WeightsError(
-            f"{path}: {type(loaded).__name__} is not allowed; allowed: a dict of"
-            " tensors, at least one"
-        )
-    tensors = {str(name): value for name, value in loaded.items()}
-    check_tensors(tensors, saved, path)
-    if saved is not None:
-        check_content(path)
-    check_data = cache(archive.check_data) if is_zip else lambda _: None
-
-    def read(name: str) -> Tensor:
-        check_data(path)
-        tensor: Tensor = tensors[name].detach()
-        return tensor
-
-    output = tensors.get("output.weight")
-    if output is not None and is_unquantized(output):
-        # What the file holds decides: a tied model's may have both names for one
-        # storage, and one with an output layer of its own must not lose it.
-        embedding = tensors.get("tok_embeddings.weight")
-        shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
-        config = replace(config, tied_embeddings=shared)
-    source = f"pth:{path.absolute().parent.name}"
-    return StoredWeights(
-        path=path,
-        source=source if saved is None else f"{source} ({saved.origin.summary})",
-        config=config,
-        config_from=config_from,
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        read=read,
-        names={},
-        block="layers",
-        files=[path],
-        saved=saved,
-        own_output=output is not None and not is_unquantized(output),
-    )
-
-
-def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
-    if mmap:
-        archive.check_small_records(path)
-    problem = (
-        "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
-        " file that torch.save wrote"
-    )
-    try:
-        # torch warns of what is refused or read below.
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-            why = "which can run code; nothing was executed; allowed: a dict of tensors"
-            if match[1].startswith(("torchao.", "llama_perf.")):
-                why = (
-                    "a quantized tensor; allowed: unquantized tensors, or these with"
-                    " the config.json that save_model wrote"
-                    if saved is None or saved.scheme is None
-                    else "which these versions do not have; it was saved with torchao"
-                    f" {saved.torchao} and llama-perf {saved.llama_perf}"
-                )
-            problem = f"refused: it asks for {match[1]}, {why}"
-    except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        pass
-    raise WeightsError(f"{path}: {problem}")
+_HUGGING_FACE = {ours: theirs for ours, theirs, _ in _NAMES}
+_GGUF = {ours: theirs for ours, _, theirs in _NAMES}
 
 
 def open_safetensors(folder: Path) -> StoredWeights:
     """Open a folder with `config.json` and safetensors, in one file or in shards.
 
-    Hugging Face rotates the first half of a head against its second half, so query and
-    key rows are put back into the interleaved order of Meta's files. A tensor is read
-    when it is asked for, from a file opened only for it. Raises WeightsError.
+    Query and key rows are put into the order of Meta's files (`rotated_rows`). A tensor
+    is read when it is asked for, from a file opened only for it. Raises WeightsError.
     """
     path = folder / "config.json"
+    if is_absent(path):
+        absent = os.strerror(errno.ENOENT)
+        raise MissingFileError(f"{path}: cannot be read: {absent}")
     config = configs.from_hugging_face(configs.read_json(path), source=str(path))
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
-    for path in _shards(folder):
+    weight_map = _weight_map(folder)
+    for path in _shards(folder, weight_map):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 if name in files:
@@ -162,28 +82,44 @@ def open_safetensors(folder: Path) -> StoredWeights:
                     )
                 files[name] = path
                 shapes[name] = tuple(file.get_slice(name).get_shape())
+    for name, shard in weight_map.items():
+        if name not in files or files[name].name != shard:
+            own = files.get(name)
+            place = (
+                "no shard that it names has it"
+                if own is None
+                else f"it is in {own.name}"
+            )
+            raise WeightsError(
+                f"{folder / INDEX}: weight_map: {name}: {shown(shard)} is not allowed;"
+                f" {place}"
+            )
 
     def read(name: str) -> Tensor:
         with _opened(files[name], name) as file:
             tensor: Tensor = file.get_tensor(name)
-        if not name.endswith((".q_proj.weight", ".k_proj.weight")):
-            return tensor
-        # In each head, rows i and i + head_dim / 2 become rows 2i and 2i + 1. The
-        # converter in Hugging Face transformers does the opposite.
-        halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
-        return halves.transpose(1, 2).reshape(tensor.shape)
+        return _interleaved(tensor, name, _HUGGING_FACE, config)
 
     return StoredWeights(
         path=folder,
-        source=f"safetensors:{folder.absolute().name}",
+        source=f"safetensors:{folder_name(folder)}",
         config=config,
         config_from="config.json",
         shapes=shapes,
         read=read,
-        names={ours: theirs for ours, theirs, _ in _NAMES},
+        names=_HUGGING_FACE,
         block="model.layers",
         files=sorted(set(files.values())),
     )
+
+
+def _interleaved(
+    tensor: Tensor, name: str, names: Mapping[str, str], config: ModelConfig
+) -> Tensor:
+    """A tensor whose rows, if they are of queries or keys, were in halves of a head."""
+    stem = name.rpartition(".")[0]
+    rotated = any(stem.endswith(f".{names[part]}") for part in rotated_rows.PARTS)
+    return rotated_rows.interleaved(tensor, config.head_dim) if rotated else tensor
 
 
 @contextmanager
@@ -197,46 +133,45 @@ def _opened(path: Path, *name: str) -> Iterator[Any]:
         raise WeightsError(f"{where}: damaged or truncated: {error}") from None
 
 
-def _shards(folder: Path) -> list[Path]:
-    if not is_absent(folder / SINGLE):
-        return [folder / SINGLE]
+def _weight_map(folder: Path) -> dict[str, object]:
+    """Which file has a tensor, as the folder's index says; empty without an index."""
     index = folder / INDEX
-    shards = configs.read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if is_absent(index):
+        return {}
+    weight_map = configs.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: the field weight_map is missing or empty")
-    names = sorted({str(name) for name in shards.values()})
+    return weight_map
+
+
+def _shards(folder: Path, weight_map: Mapping[str, object]) -> list[Path]:
+    if not weight_map:
+        return [folder / SINGLE]
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if name != Path(name).name:
             raise WeightsError(
-                f"{index}: the shard {name!r} is not allowed; allowed: a file's name"
+                f"{folder / INDEX}: the shard {name!r} is not allowed; allowed: a"
+                " file's name"
             )
         if is_absent(folder / name):
-            raise WeightsError(
+            stray = "" if is_absent(folder / SINGLE) else f"; {SINGLE} is not read"
+            raise MissingFileError(
                 f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
+                f"{stray}"
             )
     return [folder / name for name in names]
 
 
-# Fields of a GGUF file that change the computation, and the values that do not.
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "general.architecture": ("llama",),
-    "llama.expert_count": (0,),
-    "llama.rope.scale_linear": (1.0,),
-    "llama.rope.scaling.type": ("none",),
-}
-_TOKENS = "tokenizer.ggml.tokens"
-_ROPE_FACTORS = "rope_freqs.weight"
-
-
 def open_gguf(path: Path) -> StoredWeights:
-    """Open a GGUF file of the `llama` architecture; raises WeightsError.
+    """Open a GGUF file of a model of Llama's family; raises WeightsError.
 
-    llama.cpp keeps query and key rows in interleaved order already and folds Llama
-    3.1's RoPE scaling into a tensor of factors, from which the scaling is found again.
-    Every tensor comes dequantized, in float32.
+    llama.cpp keeps query and key rows of some architectures in interleaved order
+    already (`rotated_rows`) and folds Llama 3.1's RoPE scaling into a tensor of
+    factors, from which the scaling is found again. Every tensor comes dequantized, in
+    float32.
     """
-    kinds = ("llama.", "general.architecture", "split.count", _TOKENS)
-    fields, stored = read_container(path, *kinds, error=WeightsError)
+    fields, stored = read_container(path, *KEPT, error=WeightsError)
     tensors = {tensor.name: tensor for tensor in stored}
     for name, tensor in tensors.items():
         _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
@@ -252,20 +187,23 @@ def open_gguf(path: Path) -> StoredWeights:
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]
-        return torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
+        values = torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
+        return _interleaved(values, name, _GGUF, config) if in_halves else values
 
-    config = _gguf_config(fields, shapes, path)
-    if _ROPE_FACTORS in tensors:
-        scaling = _rope_scaling(read(_ROPE_FACTORS), config, path)
+    config, architecture = gguf_config(fields, shapes, path)
+    in_halves = ARCHITECTURES[architecture].rotates_halves
+    if ROPE_FACTORS in tensors:
+        scaling = rope_scaling(read(ROPE_FACTORS), config, path)
         config = replace(config, rope_scaling=scaling)
+    inside = f"{folder_name(path.parent)}/" if snapshot_of(path.parent) else ""
     return StoredWeights(
         path=path,
-        source=f"gguf:{path.name}",
+        source=f"gguf:{inside}{path.name}",
         config=config,
         config_from="its metadata",
         shapes=shapes,
         read=read,
-        names={ours: theirs for ours, _, theirs in _NAMES},
+        names=_GGUF,
         block="blk",
         files=[path],
     )
@@ -275,58 +213,3 @@ def _dequantized(data: Any, kind: GGMLQuantizationType) -> Any:
     # Damaged scales may be infinite; what is not finite is found where it is used.
     with np.errstate(all="ignore"):
         return dequantize(data, kind)
-
-
-def _gguf_config(
-    stored: Fields, shapes: Mapping[str, Shape], path: Path
-) -> ModelConfig:
-    # Floats are stored as float32; this gives back the decimal number that was meant.
-    with np.errstate(over="ignore"):
-        fields: dict[str, Any] = {
-            name: float(str(np.float32(value))) if isinstance(value, float) else value
-            for name, (value, _) in stored.items()
-        }
-    source = str(path)
-    configs.check_allowed(fields, _ALLOWED, source=source)
-    if (parts := fields.get("split.count", 0)) not in (0, 1):
-        raise WeightsError(
-            f"{path}: split.count: {shown(parts)} is not allowed; merge the parts with"
-            " llama-gguf-split --merge"
-        )
-    if (tokens := fields.get(_TOKENS)) is not None:
-        if not isinstance(tokens, list):
-            raise WeightsError(f"{path}: {_TOKENS}: allowed: a list of strings")
-        fields["llama.vocab_size"] = len(tokens)
-    config = configs.read_config(
-        configs.model_config,
-        fields,
-        configs.GGUF_FIELDS,
-        source=source,
-        vocab_size=shapes.get("token_embd.weight", (None,))[0],
-        # llama.cpp's rule: a file without an output layer shares the embedding.
-        tied_embeddings="output.weight" not in shapes,
-    )
-    head_fields = ("llama.attention.value_length", "llama.rope.dimension_count")
-    allowed = dict.fromkeys(head_fields, (config.head_dim,))
-    configs.check_allowed(fields, allowed, source=source)
-    return config
-
-
-def _rope_scaling(
-    factors: Tensor, config: ModelConfig, path: Path
-) -> RopeScaling | None:
-    """The scaling whose division of every frequency is `factors` (head_dim / 2,)."""
-    # The longest wavelength is stretched by the whole factor.
-    fits = factors.shape == (config.head_dim // 2,)
-    if fits and 1 <= (factor := float(factors.max())) < math.inf:
-        scaling = RopeScaling(factor=factor)
-        unscaled_freqs, scaled_freqs = (
-            inverse_frequencies(variant, device=torch.device("cpu"))
-            for variant in (config, replace(config, rope_scaling=scaling))
-        )
-        if torch.allclose(factors, unscaled_freqs / scaled_freqs, rtol=1e-3):
-            return None if factor == 1 else scaling
-    raise WeightsError(
-        f"{path}: {_ROPE_FACTORS}: these RoPE factors are not allowed; allowed: those"
-        " of Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
-    )

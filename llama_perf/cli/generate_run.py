@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llama_perf import report as reports
-from llama_perf.checkpoints import load
+from llama_perf.checkpoints import find, load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.saved import check_kept
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
@@ -50,12 +51,12 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if arguments.save:
         _check_save(row)
-    checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
+    checkpoint, vocab_size = find.find_checkpoint(arguments.checkpoint_path), None
     tokenizer: Tokenizer | None = None
     if checkpoint is None:
-        load.check_model(arguments.checkpoint_path)
+        find.check_model(arguments.checkpoint_path)
     else:
-        opened = load.open_weights(checkpoint)
+        opened = find.open_weights(checkpoint)
         vocab_size, made_for = opened.config.vocab_size, opened.origin.kernels
         if made_for is not None and arguments.kernels not in {None, made_for}:
             reason = f"{checkpoint} was saved for {made_for}"
@@ -264,12 +265,13 @@ def _saved_folder(row: RowSpec) -> Path:
 def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     """Answer prompts from a terminal until the input ends, text as it comes.
 
-    A chat model gets its template and keeps the conversation until the cache is full;
-    another model continues each text on its own. Generation stops at end of text.
+    A model with a chat template, or with a chat model's name, keeps the conversation
+    until the cache is full; another one continues each text on its own. Generation
+    stops at end of text.
     """
     if tokenizer is None:
         raise TokenizerError(f"interactive: {shown(row.model)} has no tokenizer")
-    chat = is_chat_model(row.model)
+    chat = tokenizer.chat_template is not None or is_chat_model(row.model)
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
@@ -305,16 +307,10 @@ def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     max_new_tokens = min(row.max_new_tokens, free)
     engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
     stream = engine.stream(prompt, **prepared.request(count=max_new_tokens))
-    new: list[int] = []
-    shown = ""
-    for token in map(int, stream):
-        if token in tokenizer.eos_ids:
-            break
-        new.append(token)
-        text = tokenizer.decode(new)
-        # An unfinished character decodes to the replacement mark: wait for the rest.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+    new = takewhile(lambda id: id not in tokenizer.eos_ids, map(int, stream))
+    answer = ""
+    for part in tokenizer.decode_stream(new):
+        print(part, end="", flush=True)
+        answer += part
     print()
-    return tokenizer.decode(new)
+    return answer

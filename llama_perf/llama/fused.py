@@ -46,6 +46,9 @@ class FusedStep:
         if config.head_dim % LANES:
             heads = f"heads are {config.head_dim} wide"
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
+        if config.output_bias or config.mlp_bias:
+            biases = "biases of other linears than queries, keys and values"
+            raise NotRunnable(f"fused: {biases} have no fused kernel on CUDA")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
@@ -66,6 +69,10 @@ class FusedStep:
         # gate and up, of down, of the product after a block or the embedding, and of
         # the attention's output.
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
+        # By them a layer without RoPE rotates nothing: cosines 1, sines 0.
+        still = torch.zeros(8, config.head_dim // 2, device=model.device)
+        self._still = still + 1, still
+        self._heads = {block: _heads(block) for block in self._layers}
         self._peaked: Tensor | None = None
         # Each kernel leaves the counters 0, and no two kernels run at once.
         self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
@@ -115,12 +122,13 @@ class FusedStep:
         gated_peak = self._peaks[0] if self._rounds(gate) else None
         down_peak = self._peaks[1] if self._rounds(down) else None
         attended_peak = None
+        rotary = place.rotary if block.attention.rotates else self._still
         q = launch_fused.project_heads(
             x,
             wqkv,
             self._split_counter,
-            norm=_norm(block.attention_norm),
-            place=(place.rotary, place.positions),
+            heads=self._heads[block],
+            place=(rotary, place.positions),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,
@@ -134,6 +142,7 @@ class FusedStep:
                 cache.tensors,
                 cache.split_counter,
                 visible.filled,
+                window=cache.window,
                 prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
@@ -191,6 +200,15 @@ class FusedStep:
         return launch_fused.project(
             x, [self._output], self._split_counter, norm=norm, peaks=peaks
         )
+
+
+def _heads(block: nn.Module) -> launch_fused.Heads:
+    assert isinstance(block, TransformerBlock), "a layer"
+    own, norm = block.attention, _norm(block.attention_norm)
+    if own.q_norm is None or own.k_norm is None:
+        return launch_fused.Heads(norm=norm, bias=own.wqkv.bias)
+    norms = {"q_norm": own.q_norm.weight, "k_norm": own.k_norm.weight}
+    return launch_fused.Heads(norm=norm, bias=own.wqkv.bias, **norms)
 
 
 def _norm(norm: RMSNorm) -> launch_fused.Norm:

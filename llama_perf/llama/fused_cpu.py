@@ -31,10 +31,12 @@ class FusedCpuStep:
         device = model.device
         self._output = packed(model.output.weight, "output.weight", device)
         self._layers: dict[nn.Module, tuple[list[Tensor], list[int], float]] = {}
+        self._extra: dict[nn.Module, list[Tensor]] = {}
         for _, block, weights in packed_blocks(model, device):
             norms = block.attention_norm.weight, block.ffn_norm.weight
             arguments = layer.arguments(norms, weights)
             self._layers[block] = *arguments, block.attention_norm.eps
+            self._extra[block] = layer.extra(dict(block.named_parameters()))
         # Looking up a module's tensors takes as long as calling the operator.
         self._caches: dict[KVCache, list[Tensor]] = {}
 
@@ -66,8 +68,10 @@ class FusedCpuStep:
         if cached is None:
             cached = [part for part in cache.tensors if part is not None]
             self._caches[cache] = cached
+        rotary = place.rotary if block.attention.rotates else ()
+        where, extra = (rotary, place.positions), self._extra[block]
         layer.decode_layer(
-            x, cached, weights, place.rotary, place.positions, numbers, eps
+            x, cached, weights, *where, numbers, eps, extra, cache.window
         )
         return x
 

@@ -7,6 +7,7 @@ cases the library's product is used.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,17 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without a bias, by `product`."""
+    """A linear layer, by `product`."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return product(x, self.weight)
+        out = product(x, self.weight)
+        return out if self.bias is None else out + self.bias
 
 
 class RMSNorm(nn.Module):
@@ -57,9 +61,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.w1 = Linear(config.dim, config.intermediate_size)
-        self.w3 = Linear(config.dim, config.intermediate_size)
-        self.w2 = Linear(config.intermediate_size, config.dim)
+        linear = partial(Linear, bias=config.mlp_bias)
+        self.w1 = linear(config.dim, config.intermediate_size)
+        self.w3 = linear(config.dim, config.intermediate_size)
+        self.w2 = linear(config.intermediate_size, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""

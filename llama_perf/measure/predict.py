@@ -5,6 +5,7 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,9 +18,10 @@ from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
+from llama_perf.quantize.plugins import installed
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
 # torchao's int4 for CUDA pads N and K to multiples of these.
@@ -103,9 +105,11 @@ def model_bytes(
     selected.check(config.linear_names)
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
     linears = {name: shapes[short_name(name)] for name in config.linear_names}
-    parsed = None if scheme is None else Scheme.parse(scheme)
+    parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
+    own = installed(scheme, kernels)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
-    if parsed is not None and parsed.config is None and not unchecked:
+    # What a package adds may be built on a GPU only as well.
+    if parsed is not None and parsed.family != OWN and not unchecked:
         cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
         # It imports torchao, which `config_for` does quietly.
@@ -121,22 +125,25 @@ def model_bytes(
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
+        if own is not None:
+            # Unquantized is an upper bound.
+            return math.ceil(rows * columns * (own.bytes_per_weight or dtype.itemsize))
         scheme = Scheme.parse(name)
         if scheme.config is not None:
-            own = own_bytes(scheme.name, rows, columns, dtype, device)
-            return linear_bytes(None, shape) if own is None else own
+            packed = own_bytes(scheme.name, rows, columns, dtype, device)
+            return linear_bytes(None, shape) if packed is None else packed
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if name not in AUTOQUANT:
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
-    norm = config.dim * dtype.itemsize
     weights = sum(
         linear_bytes(scheme if selected.selects(path) else None, shape)
         for path, shape in linears.items()
     )
-    return weights + (2 * config.n_layers + 1) * norm
+    vectors = config.n_layers * sum(config.vectors.values()) + config.dim
+    return weights + vectors * dtype.itemsize
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.hub import find_snapshot
 from llama_perf.checkpoints.load import (
     OpenedModel,
     build_model,
@@ -22,9 +23,9 @@ from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
-from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.presets import preset, preset_name
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill
@@ -36,6 +37,7 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.plugins import installed
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
@@ -57,8 +59,10 @@ class PreparedRow:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
+    `filling`, int64 (batch, fill), is in its first positions, None where nothing is.
     `autoquant` is what an autoquant row's linears run on, None for other rows.
-    `unquantized` are the weights before quantization, where they are at hand.
+    `unquantized` are the weights before quantization, where they are at hand;
+    `weights_notes` say what is to be known of how they were found.
     """
 
     row: RowSpec
@@ -67,8 +71,10 @@ class PreparedRow:
     weights: str
     build_s: float
     lengths: Tensor | None = None
+    filling: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
+    weights_notes: tuple[str, ...] = ()
 
     @property
     def model_size_bytes(self) -> int:
@@ -118,7 +124,8 @@ def prepare_row(
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
     row's `fill` positions are filled here, so that no sample has to. `progress` is
     called with each step that takes long; `notify` with a line where an earlier run's
-    times are used, and for a cache longer than the model was trained for.
+    times are used, for a cache longer than the model was trained for, and for what is
+    to be known of the weights.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -135,6 +142,8 @@ def prepare_row(
             f"a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
+    for note in reader.notes:
+        notify(note)
     if row.fill or prompt is None:
         text = _row_text(row, reader.config.vocab_size, opened.tokenizer())
     if prompt is None:
@@ -154,11 +163,15 @@ def prepare_row(
         record_scheme(
             model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
         )
-    engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
-    if row.fill:
+    own = installed(row.quantization, row.kernels)
+    own_product = own.fused_product if own is not None and row.fused else None
+    options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
+    engine = Engine(model, options)
+    filling = text[:, : row.fill] if row.fill else None
+    if filling is not None:
         progress(f"filling {counted(row.fill, 'position')}")
         with told_prefill(engine, progress, step="filling", noun="position"):
-            engine.fill(text[:, : row.fill])
+            engine.fill(filling)
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.
@@ -170,9 +183,11 @@ def prepare_row(
         engine=engine,
         prompt=prompt.to(device),
         lengths=lengths,
+        filling=filling,
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,
+        weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
 
@@ -189,7 +204,8 @@ def predict_row(row: RowSpec) -> RowBytes:
     Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
     Raises as `prepare` does for a model or a scheme that is not known.
     """
-    if preset_name(row.model) is not None and is_absent(Path(row.model)):
+    is_here = not is_absent(Path(row.model)) or find_snapshot(row.model) is not None
+    if preset_name(row.model) is not None and not is_here:
         return predict(row, preset(row.model))
     dtype, device = parse_dtype(row.dtype), torch.device(row.device)
     reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)

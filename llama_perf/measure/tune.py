@@ -17,7 +17,8 @@ from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.weight import FLOATS, Packed
-from llama_perf.llama.config import ModelConfig, preset, short_name
+from llama_perf.llama.config import ModelConfig, short_name
+from llama_perf.llama.presets import preset
 from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.quantize.autoquant.timing import How, Product, operator, weight_copies
 from llama_perf.rows.modules import ModuleFilter

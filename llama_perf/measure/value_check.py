@@ -27,8 +27,9 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
+from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
-from llama_perf.rows.schemes import is_config
+from llama_perf.rows.schemes import OWN, is_config
 from llama_perf.words import counted
 
 DECODED = 8
@@ -112,7 +113,7 @@ def warm_up_row(
 
     # A generation that is run anyway takes nothing of the check's.
     seconds = 0.0
-    with _damaged(engine) if damaged else nullcontext():
+    with damaged_scale(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
             tokens, logits = observe(count)
         else:
@@ -142,9 +143,8 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
-    # Whether a config of the user's own rounds activations is not known.
-    if "dq" in scheme or is_config(scheme) or scheme.startswith("autoquant"):
+    limits_db = [_DTYPE_DB[row.dtype]]
+    if rounds_activations(prepared.quantization, row.kernels):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -186,14 +186,19 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     """
     power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = (power / noise).min() if worst else power.sum() / noise.sum()
-    return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    return decibels(float(ratio))
+
+
+def decibels(ratio: float) -> float:
+    """A ratio of powers in decibels, within what JSON has."""
+    return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
 def _needs_dequantized(prepared: PreparedRow) -> bool:
     """Whether the operators are no reference, and the weights show their codes."""
     row, engine = prepared.row, prepared.engine
-    # Of a config's weights the operators may be wrong themselves.
-    trusted = not is_config(prepared.quantization)
+    # Of a scheme that is not ours the operators may be wrong themselves.
+    trusted = row.kernels != OWN and not is_config(prepared.quantization)
     if trusted and (row.compile or row.capture or row.fused):
         return False
     quantized: dict[type, Any] = {}
@@ -216,7 +221,8 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         """In float32, over a copy of the block's cache as long as the text."""
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        options |= {"kind": engine.options.kv_cache, "window": cache.window}
+        wide = KVCache(model.config, **options)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
@@ -295,7 +301,7 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _damaged(engine: Engine) -> Iterator[None]:
+def damaged_scale(engine: Engine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     block: Any = engine.model.layers[0]
     weight = block.attention.wo.weight

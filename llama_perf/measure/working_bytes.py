@@ -35,9 +35,7 @@ _EAGER: dict[str, Any] = dict.fromkeys(
 def cache_and_working_bytes(config: ModelConfig, row: RowSpec) -> tuple[int, int]:
     """Bytes of caches and mask; the most alive at once besides them and the weights."""
     eager = replace(row.unquantized, limits=None, **_EAGER)
-    layer_bytes, mask_bytes, working_bytes = _on_meta(
-        replace(config, n_layers=1), eager
-    )
+    layer_bytes, mask_bytes, working_bytes = _on_meta(config.of_one_layer, eager)
     return config.n_layers * layer_bytes + mask_bytes, working_bytes
 
 

@@ -25,7 +25,7 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.scheme_faults import scheme_faults
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme, check_one_package
 from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def make_quantizer(
     for a weight that does not fit. Either raises SchemeError where a package's config
     breaks.
     """
-    scheme = Scheme.parse(name)
+    scheme = Scheme.parse(name, kernels=kernels)
+    check_one_package(name)
     config_of = partial(config_for, kernels=kernels, device=device, dtype=dtype)
     with scheme_faults(name):
         config = config_of(scheme)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
 from llama_perf.rows.config_call import ConfigCall
-from llama_perf.rows.schemes import FAMILIES, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +59,23 @@ def config_for(
     import_all()
     if scheme.config is not None:
         return _own_config(scheme.config)
+    if scheme.family == OWN:
+        from llama_perf.quantize import plugins
+
+        return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
 
 
 def import_for(scheme: str) -> None:
     """Import what has the tensors of a scheme; raises as `config_for` does."""
     import_all()
-    if (config := Scheme.parse(scheme).config) is not None:
-        _own_config(config)
+    parsed = Scheme.parse(scheme)
+    if parsed.config is not None:
+        _own_config(parsed.config)
+    elif parsed.family == OWN:
+        from llama_perf.quantize import plugins
+
+        plugins.own_scheme(parsed.name)
 
 
 def _own_config(config: ConfigCall) -> AOBaseConfig:

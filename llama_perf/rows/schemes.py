@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from llama_perf.errors import SpecError
+from llama_perf.rows import plugins
 from llama_perf.rows.config_call import FORM, TORCHAO, ConfigCall, parse_call
 
 INT4_GROUP_SIZES = (32, 64, 128, 256)
@@ -20,6 +21,8 @@ AUTOQUANT = {
     "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
 """The schemes from which each autoquant chooses."""
+OWN = "own"
+"""The family and the kernels of a scheme that is the user's own."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
 FAMILIES: dict[str, tuple[str, ...]] = {
     "int8wo": _BOTH,
@@ -84,7 +87,7 @@ class Scheme:
         """The kinds of kernels it is built on, the preferred one first."""
         if self.config is not None:
             return (TORCHAO if self.config.package == TORCHAO else OWN,)
-        return FAMILIES[self.family]
+        return (OWN,) if self.family == OWN else FAMILIES[self.family]
 
     @property
     def token(self) -> str:
@@ -92,8 +95,14 @@ class Scheme:
         return self.name if self.config is None else self.config.token
 
     @classmethod
-    def parse(cls, name: str, *, field: str = "quantization") -> "Scheme":
-        """Parse `name` strictly; raises SpecError naming `field`."""
+    def parse(
+        cls, name: str, *, field: str = "quantization", kernels: str | None = None
+    ) -> "Scheme":
+        """Parse `name` strictly; raises SpecError naming `field`.
+
+        The name of a scheme that an installed package adds has the family OWN. With
+        OWN kernels, as a stored row has them, its package need not be here.
+        """
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
         if is_config(name):
@@ -101,7 +110,12 @@ class Scheme:
             return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
         if match is None:
-            raise SpecError(field, name, ALLOWED, known=_NAMES)
+            stored = kernels == OWN and plugins.NAME.fullmatch(name)
+            if stored or _offered(name, field):
+                return cls(name=name, family=OWN)
+            own = [one.name for one in plugins.usable(plugins.SCHEMES, is_built_in)]
+            allowed = ", ".join([ALLOWED, *own])
+            raise SpecError(field, name, allowed, known=(*_NAMES, *own))
         bits = None if match[1] is None else int(match[1])
         group_size = int(match[2])
         if bits is None and group_size not in INT4_GROUP_SIZES:
@@ -116,3 +130,21 @@ class Scheme:
             group_size=group_size,
             hqq=match[3] is not None,
         )
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a scheme's name is this project's, with any parameters."""
+    taken = (*FAMILIES, UNQUANTIZED, OWN)
+    return name in taken or name.startswith(tuple(f"{it}-" for it in _WITH_GROUPS))
+
+
+def check_one_package(name: str, *, field: str = "quantization") -> None:
+    """Raise SpecError for the name of a scheme that an installed package has too.
+
+    Of a stored row it does not matter.
+    """
+    _offered(name, field)
+
+
+def _offered(name: str, field: str) -> plugins.Offer | None:
+    return plugins.offered(plugins.SCHEMES, name, is_built_in, field=field)

@@ -13,13 +13,20 @@ from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.modules import ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, UNQUANTIZED, Scheme, is_config
+from llama_perf.rows.schemes import (
+    AUTOQUANT,
+    FAMILIES,
+    OWN,
+    UNQUANTIZED,
+    Scheme,
+    is_config,
+)
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
-KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", "own")
+KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
 ENGINES = ("llama-perf", "transformers")
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
@@ -102,8 +109,11 @@ class RowSpec:
         if self.quantization == UNQUANTIZED:
             need = "leave it out for an unquantized row"
             raise SpecError("quantization", self.quantization, need)
+        family = None
         if self.quantization is not None:
-            self._set_scheme(Scheme.parse(self.quantization))
+            scheme = Scheme.parse(self.quantization, kernels=self.kernels)
+            self._set_scheme(scheme)
+            family = scheme.family
         elif self.kernels == "torchao":
             need = "an unquantized row has no torchao kernels"
             raise SpecError("kernels", self.kernels, need)
@@ -134,14 +144,15 @@ class RowSpec:
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
         small, gpu = self.batch_size <= FUSED_TOKENS, self.device == "cuda"
-        float8 = (self.quantization or "").startswith("float8dq")
+        ours = self.kernels in ("native", OWN)
+        float8 = family in ("float8dq-tensor", "float8dq-row")
         for name, fulfilled, need in (
             ("capture", gpu, "a CUDA graph needs device 'cuda'"),
             ("compile_prefill", self.compile, "it needs compile = true"),
             ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
             ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
             ("fused", gpu or self.fused != PERSISTENT, "it needs device 'cuda'"),
-            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
+            ("fused", ours, "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
             ("fused", not float8, f"{self.quantization} has no fused kernels"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
@@ -162,7 +173,7 @@ class RowSpec:
 
     def _set_scheme(self, scheme: Scheme) -> None:
         """Write a config in its one way, and set its kernels; raises SpecError."""
-        if scheme.config is None:
+        if scheme.family != OWN:
             return
         object.__setattr__(self, "quantization", scheme.name)
         (kernels,) = scheme.kernels
@@ -170,7 +181,7 @@ class RowSpec:
             need = f"leave it out: it is {kernels!r} for this scheme"
             raise SpecError("kernels", self.kernels, need)
         object.__setattr__(self, "kernels", kernels)
-        if self.name == UNQUANTIZED or self.name in FAMILIES:
+        if scheme.config and self.name in (UNQUANTIZED, *FAMILIES):
             need = "it is another scheme's, and here the name is the scheme's in the id"
             raise SpecError("name", self.name, need)
 

@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from llama_perf.results.run import Verdict
-from llama_perf.rows.schemes import FAMILIES, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
 Datum = dict[str, Any]
@@ -52,7 +52,7 @@ LOOKS_OF_FAMILIES = with_stars(_KNOWN, FAMILIES)
 LOOKS_OF_VERDICTS = {
     Verdict.SLOWER: (VERMILION, "triangle-down"),
     Verdict.LARGER: (VERMILION, "square"),
-    Verdict.WORSE: (VERMILION, "diamond"),
+    Verdict.WORSE: (VERMILION, "triangle-right"),
     Verdict.UNDECIDED: (ORANGE, "cross"),
     Verdict.ALREADY_SLOWER: (PINK, "triangle-down"),
     Verdict.ALREADY_LARGER: (PINK, "square"),
@@ -75,11 +75,11 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def family(row: RowSpec) -> str:
-    """The family of a row's scheme; each config of torchao or a package is its own."""
+    """The family of a row's scheme; one of the user's own is its own family."""
     if row.quantization is None:
         return UNQUANTIZED
-    scheme = Scheme.parse(row.quantization)
-    return scheme.family if scheme.config is None else row.scheme
+    known = Scheme.parse(row.quantization, kernels=row.kernels).family
+    return row.scheme if known == OWN else known
 
 
 def label(row: RowSpec) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.config import from_hugging_face, from_meta
-from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
+from llama_perf.checkpoints.find import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
 from llama_perf.words import shown
 from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors
@@ -29,20 +29,18 @@ def test_a_file_or_its_folder(tmp_path: Path, name: str) -> None:
 
 
 SHARDS = ["consolidated.00.pth", "consolidated.01.pth"]
-SHARDED = (
-    "a model in 2 consolidated.*.pth files is not allowed; allowed: one file, or the"
-    " same model as a Hugging Face folder with safetensors"
-)
+DAMAGED = "damaged, truncated, or no checkpoint"
 ONE_FILE = "ambiguous: {}; give the path of one file, or keep one of them in the"
-SINGLE = "model.safetensors"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and config"
 
 
 @pytest.mark.parametrize(
     ("names", "path", "message"),
     [
-        (SHARDS, "", SHARDED),
-        (SHARDS, "consolidated.00.pth", SHARDED),
+        (SHARDS, "", f"consolidated.00.pth: {DAMAGED}"),
+        (SHARDS, "consolidated.00.pth", DAMAGED),
+        (["part.safetensors"], "", f"part.safetensors is there without {INDEX}"),
         ([], "none", f"no such file or folder; {ALLOWED}"),
         ([], "", f"no weights in this folder; {ALLOWED}"),
         (["pytorch_model.bin"], "", f"pytorch_model.bin is not allowed; {ALLOWED}"),
@@ -52,7 +50,7 @@ NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and 
         # Opened, since it is the only one.
         (["a.gguf"], "", "a.gguf: damaged, truncated, or no GGUF file"),
         # The reference's conversion writes it beside the files it was made from.
-        ([SINGLE, "model.pth"], "", "model.pth: damaged, truncated, or no checkpoint"),
+        ([SINGLE, "model.pth"], "", f"model.pth: {DAMAGED}"),
         ([], "config.json", f"this kind of file is not allowed; {ALLOWED}"),
         ([SINGLE], SINGLE, NO_SINGLE),
     ],
@@ -112,6 +110,7 @@ def test_smollm2_in_its_package(
 HUGGING_FACE = (from_hugging_face, samples.CONFIG_JSON)
 META = (from_meta, samples.PARAMS_JSON)
 COUNT, LAYERS = "a whole number, 1 to 2147483647", "a whole number, 1 to 1000"
+KINDS = "'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'"
 NUMBER, YES_OR_NO = "a number, more than 0 and at most 1e+30", "true or false"
 
 
@@ -137,9 +136,9 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
         (HUGGING_FACE, "rope_theta", "high", NUMBER),
         (HUGGING_FACE, "rms_norm_eps", "tiny", NUMBER),
         (HUGGING_FACE, "rope_scaling", "llama3", "a map"),
-        (HUGGING_FACE, "model_type", "qwen2", "'llama', 'mistral'"),
-        (HUGGING_FACE, "attention_bias", True, "False"),
-        (HUGGING_FACE, "mlp_bias", True, "False"),
+        (HUGGING_FACE, "model_type", "gemma2", KINDS),
+        (HUGGING_FACE, "attention_bias", "yes", YES_OR_NO),
+        (HUGGING_FACE, "mlp_bias", 1, YES_OR_NO),
         (HUGGING_FACE, "hidden_act", "gelu", "'silu'"),
         (HUGGING_FACE, "quantization_config", {"bits": 4}, "None"),
         (META, "dim", "wide", COUNT),
@@ -190,8 +189,8 @@ FORMATS = {
 MISSING = "the tensor {name} is missing; {config} wants it"
 SHAPE = "{name}: shape {shape} is not allowed; {config} wants "
 ODD = (
-    "the tensor {name} is not allowed; a Llama model of 2 layers has no such tensor"
-    " (nor biases)"
+    "the tensor {name} is not allowed; {config} wants no such tensor in a model of 2"
+    " layers"
 )
 DTYPE = "{name}: dtype int8 is not allowed; allowed: float32, float16, bfloat16"
 I8 = (

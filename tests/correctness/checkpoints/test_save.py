@@ -14,12 +14,14 @@ from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
-from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.find import open_weights
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
+from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare_row

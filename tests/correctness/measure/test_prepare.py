@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llama_perf import load_model
 from llama_perf.checkpoints import load
-from llama_perf.checkpoints.load import SMOLLM2, build_model
+from llama_perf.checkpoints.find import SMOLLM2
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import StoredWeights, SyntheticWeights
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice

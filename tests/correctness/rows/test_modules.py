@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import PRESETS
+from llama_perf.llama.presets import PRESETS
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.errors import refusal
