@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.config import from_hugging_face, from_meta, to_hugging_face
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.errors import SaveError, WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.presets import PRESETS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llama_perf import load_model
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from tests.correctness.support.architectures import IDS, WINDOW, expected, random_model
 from tests.correctness.support.weights_samples import file_refusal
 

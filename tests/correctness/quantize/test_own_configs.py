@@ -22,7 +22,7 @@ from torchao.quantization import (
 from torchao.quantization.quantize_.common import KernelPreference
 
 from llama_perf import load_model, quantize_model, save_model
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.errors import NotRunnable, SchemeError, SpecError, WeightsError
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.own_configs import own_config
