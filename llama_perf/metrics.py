@@ -297,7 +297,7 @@ METRICS = (
         ),
         more_is_better=True,
         digits=2,
-        limits=(LimitField("closeness_db", _FARTHER, 0.5, unit="dB", of_drawn=2.0),),
+        limits=(LimitField("closeness_db", _FARTHER, 1.0, unit="dB", of_drawn=2.0),),
         difference="dB",
         flat_name="text_closeness_db",
     ),
