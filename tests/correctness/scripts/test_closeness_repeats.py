@@ -11,7 +11,14 @@ from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.closeness import REDRAWN, Redraws
 from scripts.studies import closeness_repeats
-from scripts.studies.closeness_repeats import FOUND, changes, repeats
+from scripts.studies.closeness_repeats import (
+    CHANGES,
+    FOUND,
+    REPEATS,
+    SCHEMES,
+    changes,
+    repeats,
+)
 from tests.correctness.support.record_samples import CLOSENESS
 
 
@@ -42,10 +49,12 @@ def test_repeats_and_changes_are_judged_by_the_limits_of_their_rows(
     assert verdicts["int8dq", "all scales 1 % off"] == "not found"
 
 
-def test_its_schemes_exist() -> None:
+def test_its_schemes_exist_and_the_document_has_both_tables() -> None:
     for change in FOUND:
         assert Scheme.parse(change.scheme)
         assert Scheme.parse(change.becomes or change.scheme)
+        assert f"| {change.words} " in CHANGES.read()
+    assert all(f"| {scheme} " in REPEATS.read() for scheme in SCHEMES)
 
 
 @pytest.mark.parametrize("drawn", [*REDRAWN.items()], ids=lambda one: "-".join(one[0]))
