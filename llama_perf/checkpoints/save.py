@@ -69,7 +69,12 @@ def save_model(
                 torch.save(model.state_dict(), file)
             fields = {
                 **to_hugging_face(model.config),
-                KEY: asdict(saved),
+                KEY: {
+                    name: value
+                    for name, value in asdict(saved).items()
+                    # Older versions do not know it.
+                    if name != "modules" or value is not None
+                },
                 CONTENT_KEY: content(made / "model.pth"),
             }
             text = json.dumps(fields, indent=2) + "\n"
@@ -119,6 +124,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         torch=torch.__version__,
         torchao=package_version("torchao"),
         llama_perf=package_version("llama-perf"),
+        modules=origin.modules,
     )
 
 

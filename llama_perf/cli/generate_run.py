@@ -20,6 +20,7 @@ from torch import Tensor
 from llama_perf import report as reports
 from llama_perf.checkpoints import find, load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
+from llama_perf.checkpoints.saved import check_kept
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
@@ -240,6 +241,7 @@ def _check_save(row: RowSpec) -> None:
     """Raise UserError, before anything is measured, where `save` would fail."""
     if row.quantization is None:
         raise UserError("save: it saves a quantized model: give --quantization")
+    check_kept(row.quantization, field="quantization")
     check_new_folder("save", _saved_folder(row))
     if row.kernels == "torchao":
         # Whether torchao's tensors can be saved has to be tried.
@@ -257,7 +259,7 @@ def _saved_folder(row: RowSpec) -> Path:
     if path.suffix == ".pth":
         path = path.parent
     name = path.stem if path.suffix == ".gguf" else path.name
-    return Path(f"{name}-{row.quantization}-{row.kernels}")
+    return Path(f"{name}-{row.scheme}-{row.kernels}")
 
 
 def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
