@@ -78,9 +78,10 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
 
 
 def _is_bound(row: RowSpec, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether a config of the row's own cannot be tried on the model's widths."""
-    name = row.quantization
-    if name is None or Scheme.parse(name).config is None:
+    """Whether a scheme that is not ours cannot be tried on the model's widths."""
+    name, own = row.quantization, installed(row.quantization, row.kernels)
+    said = own is not None and own.bytes_per_weight is not None
+    if name is None or said or Scheme.parse(name).family != OWN:
         return False
     return any(
         own_bytes(name, rows, columns, dtype, row.device) is None
@@ -125,12 +126,12 @@ def model_bytes(
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
-        if own is not None:
-            # Unquantized is an upper bound.
-            return math.ceil(rows * columns * (own.bytes_per_weight or dtype.itemsize))
+        if own is not None and own.bytes_per_weight is not None:
+            return math.ceil(rows * columns * own.bytes_per_weight)
         scheme = Scheme.parse(name)
-        if scheme.config is not None:
+        if scheme.family == OWN:
             packed = own_bytes(scheme.name, rows, columns, dtype, device)
+            # Unquantized is an upper bound.
             return linear_bytes(None, shape) if packed is None else packed
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)

@@ -9,32 +9,44 @@ import torch
 
 from llama_perf.errors import NotRunnable, SchemeError, UserError
 from llama_perf.rows.config_call import TORCHAO
-from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.plugins import SCHEMES, offered
+from llama_perf.rows.schemes import OWN, Scheme, is_built_in
 
 
 @contextmanager
 def scheme_faults(name: str | None) -> Iterator[None]:
-    """Raise SchemeError for what the package of a config raises.
+    """Raise SchemeError for what the package of a scheme raises.
 
-    `name` is the scheme's. Raises NotRunnable where that package lacks another one;
-    what was raised elsewhere goes on as it is.
+    `name` is the scheme's; one of ours has no such package. Raises NotRunnable where
+    that package lacks another one; what was raised elsewhere goes on as it is.
     """
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        config = None if name is None else Scheme.parse(name).config
-        if config is None:
-            raise
+        package = _package(name)
         for cause in _causes(error):
-            if (place := _place(cause, config.package)) is None:
+            if package is None or (place := _place(cause, package)) is None:
                 continue
             line = f"{type(cause).__name__}: {first_line(cause)}, at {place}"
-            if _lacks_package(cause, config.package):
+            if _lacks_package(cause, package):
                 raise NotRunnable(line) from error
             raise SchemeError(line) from error
         raise
+
+
+def _package(name: str | None) -> str | None:
+    """The package that brings a scheme, as it is imported; None for one of ours."""
+    if name is None:
+        return None
+    scheme = Scheme.parse(name, kernels=OWN)
+    if scheme.config is not None:
+        return scheme.config.package
+    if scheme.family != OWN:
+        return None
+    offer = offered(SCHEMES, name, is_built_in, field="quantization")
+    return None if offer is None else offer.entry_point.module.partition(".")[0]
 
 
 def first_line(error: BaseException) -> str:

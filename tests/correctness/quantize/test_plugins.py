@@ -63,10 +63,10 @@ def test_a_scheme_of_a_package_quantizes_and_is_predicted() -> None:
     own: Any = {"kernels": "own", "dtype": torch.float32}
     whole, half = (model_bytes(config, name, **own) for name in ("whole", "half"))
     floats = model_bytes(config, None, dtype=torch.float32)
-    # What says no size is predicted as unquantized.
-    assert whole == floats
     norms = (2 * config.n_layers + 1) * config.dim * 4
     assert half - norms == (floats - norms) / 8
+    # What says no size is tried: int8, and the scales of its rows.
+    assert 0.25 < (whole - norms) / (floats - norms) < 0.26
     assert plugins.rounds_activations("whole", "own")
     assert not plugins.rounds_activations("half", "own")
 
