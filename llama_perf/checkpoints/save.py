@@ -108,7 +108,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         raise not_saved(str(origin.scheme))
     packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
-        if Scheme.parse(scheme, field="scheme").family == OWN:
+        if Scheme.parse(scheme, field="scheme").kernels == (OWN,):
             raise not_saved(scheme)
         if not packed or origin.scheme not in (None, scheme):
             reason = f"the model is {origin.scheme or 'not quantized'}"
@@ -194,7 +194,7 @@ def not_saved(scheme: str) -> SaveError:
 
     Loading could not tell a damaged one, and would have to trust its code.
     """
-    need = "only built-in schemes are saved"
+    need = "only built-in schemes and torchao's are saved"
     return SaveError(f"scheme {scheme}: it is of your own; {need}")
 
 

@@ -1,4 +1,4 @@
-"""How large a config of the user's own makes a weight: tried on a few rows of one.
+"""How large a scheme that is not ours makes a weight: tried on a few rows of one.
 
 Nothing is known of such a scheme but what it does.
 """
