@@ -117,14 +117,9 @@ def caches(
     """One cache a layer, side by side in GPU memory; `options` are KVCache's."""
 
     def made(layer: int) -> KVCache:
-        window = config.window(layer) or 0
-        return KVCache(
-            config,
-            cache_size=cache_size,
-            device=device,
-            window=window if window < cache_size else 0,
-            **options,
-        )
+        window = config.cache_window(layer, cache_size)
+        sizes: dict[str, Any] = {"cache_size": cache_size, "window": window}
+        return KVCache(config, device=device, **sizes, **options)
 
     first, others = made(0), range(1, config.n_layers)
     reserve_segment([buffer.nbytes for buffer in first.buffers()] * len(others), device)

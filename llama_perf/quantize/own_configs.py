@@ -73,10 +73,8 @@ def _config_class(call: ConfigCall) -> Any:
     if not _is_config(kind):
         raise _refused(call, f"{call.name} is no config, a class from AOBaseConfig")
     if kind not in transform_module._QUANTIZE_CONFIG_HANDLER:
-        reason = f"no function quantizes by {call.name}"
-        raise _refused(
-            call, f"{reason}: see torchao's register_quantize_module_handler"
-        )
+        reason = f"no function quantizes by {call.name}: torchao's"
+        raise _refused(call, f"{reason} register_quantize_module_handler adds one")
     return kind
 
 

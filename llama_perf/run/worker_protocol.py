@@ -8,6 +8,7 @@ what they do not know.
 from dataclasses import replace
 from typing import Literal
 
+from llama_perf.results.closeness_report import ClosenessResult
 from llama_perf.results.run import Environment, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import record
@@ -19,7 +20,7 @@ NOTE = "note: "
 READY = "ready"
 # What one that knows the actions says next.
 KEEPS_ROWS = "keeps rows"
-Action = Literal["load", "prepare", "sample", "forget"]
+Action = Literal["load", "prepare", "sample", "forget", "closeness"]
 
 
 @record
@@ -28,7 +29,8 @@ class WorkerTask:
 
     "load" loads what the row needs of libraries and its model's file; "prepare" builds
     the row, warms it up and keeps it; "sample" runs a generation of the row that is
-    kept; "forget" frees it. Paths are absolute. `devices` are those of
+    kept; "forget" frees it; "closeness" compares the row with its unquantized twin over
+    `tokens` of the `text`, a file. Paths are absolute. `devices` are those of
     all rows of the run; they decide its environment.
     """
 
@@ -39,6 +41,8 @@ class WorkerTask:
     damages: tuple[str, ...] = ()
     cold_compile: bool | None = None
     action: Action | None = None
+    text: str | None = None
+    tokens: int | None = None
 
     @property
     def to_send(self) -> "WorkerTask":
@@ -69,12 +73,13 @@ class WorkerReply:
     """A worker's reply: its progress, or the result of its row.
 
     An action ends with `times_ns`, the nanoseconds of the samples that it took, or with
-    a result that says why it could not.
+    a result that says why it could not; "closeness" ends with that.
     """
 
     progress: str | None = None
     done: WorkerResult | None = None
     times_ns: tuple[int, ...] | None = None
+    closeness: ClosenessResult | None = None
 
 
 class RowEnded(Exception):

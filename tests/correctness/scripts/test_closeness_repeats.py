@@ -1,11 +1,15 @@
 """The study of what moves a closeness, with figures made up."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from llama_perf.gate.judgements import limits_of
 from llama_perf.results.measurement import Closeness
 from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.spec import RowSpec
+from scripts.doc_tables.closeness import REDRAWN, Redraws
 from scripts.studies import closeness_repeats
 from scripts.studies.closeness_repeats import FOUND, changes, repeats
 from tests.correctness.support.record_samples import CLOSENESS
@@ -43,3 +47,18 @@ def test_its_schemes_exist() -> None:
     for change in FOUND:
         assert Scheme.parse(change.scheme)
         assert Scheme.parse(change.becomes or change.scheme)
+
+
+@pytest.mark.parametrize("drawn", [*REDRAWN.items()], ids=lambda one: "-".join(one[0]))
+def test_a_limit_is_beyond_what_two_draws_of_the_same_codes_differ_by(
+    drawn: tuple[tuple[str, ...], Redraws],
+) -> None:
+    (scheme, _), redraws = drawn
+    row = RowSpec(model="SmolLM2-135M-Instruct", device="cpu", quantization=scheme)
+    limits, means, deviations = limits_of(row), redraws.means, redraws.deviations
+    # Of 3.7 deviations one draw in 10,000 is further off.
+    apart = 3.7 * math.sqrt(2)
+    assert limits["closeness_db"] > apart * deviations.signal_to_noise_db
+    assert limits["closeness_kl"] > apart * deviations.kl_nats / means.kl_nats
+    perplexity = deviations.perplexity_change / (1 + means.perplexity_change)
+    assert limits["closeness_perplexity"] > apart * perplexity
