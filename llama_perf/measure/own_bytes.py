@@ -16,7 +16,8 @@ from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.schemes import Scheme
 
 # The bytes of any number of rows follow from those of these: some do not depend on it.
-_PROBE_ROWS = (64, 128)
+# Formats pad rows to at most 128.
+_PROBE_ROWS = (128, 256)
 
 
 def own_bytes(
