@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from llama_perf.errors import NotRunnable
@@ -26,6 +27,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session, worker
 from llama_perf.run.worker_protocol import WorkerReply, WorkerTask
 from llama_perf.strict_json import from_json, to_line
+from scripts.doc_schema import FOLDER
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.record_samples import (
     ENVIRONMENT,
@@ -86,6 +88,8 @@ def test_the_command_compares_what_is_quantized(project: Project) -> None:
         r"^text: drawn [0-9a-f]{8}, 32 tokens, read by 1 row$", table, re.M
     )
     assert "left out: 1 row with nothing quantized\n" in err
+    schema = json.loads((FOLDER / "closeness.json").read_text(encoding="utf-8"))
+    jsonschema.validate(json.loads(last), schema)
     report = from_json(ClosenessReport, last, source="stdout")
     assert [result.id for result in report.results] == [INT8, FP6]
     compared = report.results[0].closeness
