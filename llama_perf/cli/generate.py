@@ -38,6 +38,7 @@ FLAGS: dict[str, tuple[object, str]] = {
         " for synthetic weights",
     ),
     "quantization": (None, "a scheme, such as int8wo"),
+    "modules": (None, "the linears to quantize, such as '*.feed_forward.*'"),
     "kernels": (None, "native or torchao"),
     "kv_cache_quantization": (
         False,
