@@ -324,6 +324,7 @@ def main(arguments: list[str]) -> None:
             continue
         done = WorkerResult(result=ended, environment=session.environment)
         send(WorkerReply(done=done))
+    replies.close()
 
 
 def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:
