@@ -118,6 +118,8 @@ def test_a_row_or_a_project_sets_its_own_limits() -> None:
         ({"quantization": "int8dq"}, True),
         ({"quantization": "float8dq-row"}, True),
         ({"quantization": "autoquant"}, True),
+        # A config may round anything.
+        ({"quantization": "torchao:Int8WeightOnlyConfig()"}, True),
         ({"kv_cache_quantization": True}, True),
         ({"quantization": "int4wo-64", "kv_cache_quantization": "fp8"}, True),
     ],
