@@ -42,7 +42,7 @@ def test_the_example_runs_from_its_set_to_a_verdict(tmp_path: Path) -> None:
     # Small, under the name that the rows have.
     write_tiny(tmp_path / "models" / "SmolLM2-135M-Instruct")
     rows = "--set", "nf4", "--row", "*4*eager*"
-    where = "--checkpoints", "models", "--results", "results.json"
+    where = "--checkpoints", "models", "--results", "results.json", "--closeness"
     shown = run("llama_perf", "run", *rows, *where)
     assert "2 rows: 2 run, 0 NOT_RUN (2 NOT_COMPARED)" in shown
     report = read_json(Report, tmp_path / "results.json")
@@ -53,3 +53,7 @@ def test_the_example_runs_from_its_set_to_a_verdict(tmp_path: Path) -> None:
         check = result.measurement.check
         assert check is not None
         assert check.signal_to_noise_db > 90
+        # Random weights in four bits: 10 to 12 dB from the unquantized ones.
+        closeness = result.measurement.closeness
+        assert closeness is not None
+        assert 5 < closeness.db < 20
