@@ -4,7 +4,7 @@ Knows Hugging Face's fields and llama.cpp's names; neither files nor tensors.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,7 @@ _COMPUTES = re.compile(
     r"(?:^|[^a-z])(?:scal|multiplier|softcap|cap(?![a-z])|bias|norm|rope|rotary|mrope"
     r"|positions?(?![a-z])|window|attn|attention|act(?![a-z])|activation|expert|moe"
     r"|residual|alibi|mask|layers?(?![a-z])|heads?(?![a-z])|logit|sink|router|chunk"
-    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn)"
+    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn|quantization|vision|yarn|alpha)"
 )
 _SAYS_NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 
@@ -131,15 +131,25 @@ def architecture(fields: Mapping[str, Any], *, source: str) -> Architecture:
     if found.windows is None and fields.get("use_sliding_window") is not False:
         allowed_values["sliding_window"] = (None,)
     check_allowed(fields, allowed_values, source=source)
+    check_unknown(fields, {*_KNOWN, *allowed_values}, f"model of {kind}", source=source)
+    return found
+
+
+def check_unknown(
+    fields: Mapping[str, Any], known: Set[str], what: str, *, source: str
+) -> None:
+    """Raise WeightsError for a field that may change the computation.
+
+    It is one that is not `known`, says something, and is named like such a field.
+    """
     for name, value in fields.items():
-        known = name in _KNOWN or name in allowed_values or _HARMLESS.fullmatch(name)
-        if known or value in _SAYS_NOTHING or not _COMPUTES.search(name.lower()):
+        harmless = name in known or _HARMLESS.fullmatch(name)
+        if harmless or value in _SAYS_NOTHING or not _COMPUTES.search(name.lower()):
             continue
         raise WeightsError(
-            f"{source}: {name}: {shown(value)} is not allowed; no {kind} has this field"
+            f"{source}: {name}: {shown(value)} is not allowed; no {what} has this field"
             " here, and it may change what is computed; allowed: null, or leave it out"
         )
-    return found
 
 
 def check_allowed(

@@ -77,7 +77,7 @@ def gguf_config(
     if (tokens := fields.get(_TOKENS)) is not None:
         if not isinstance(tokens, list):
             raise WeightsError(f"{path}: {_TOKENS}: allowed: a list of strings")
-        claims = [Claim(_TOKENS, f"{len(tokens)} tokens", len(tokens))]
+        claims = [Claim(f"the number of {_TOKENS}", len(tokens), len(tokens))]
         if (said := fields.get(own["vocab_size"])) is not None:
             claims.append(Claim(own["vocab_size"], said, said))
         check_claims(claims, source=source)

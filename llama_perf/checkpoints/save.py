@@ -74,7 +74,12 @@ def save_model(
                 torch.save(model.state_dict(), file)
             fields = {
                 **to_hugging_face(model.config),
-                KEY: asdict(saved),
+                KEY: {
+                    name: value
+                    for name, value in asdict(saved).items()
+                    # Older versions do not know it.
+                    if name != "modules" or value is not None
+                },
                 CONTENT_KEY: content(made / "model.pth"),
             }
             text = json.dumps(fields, indent=2) + "\n"
@@ -103,7 +108,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         raise not_saved(str(origin.scheme))
     packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
-        if Scheme.parse(scheme, field="scheme").family == OWN:
+        if Scheme.parse(scheme, field="scheme").kernels == (OWN,):
             raise not_saved(scheme)
         if not packed or origin.scheme not in (None, scheme):
             reason = f"the model is {origin.scheme or 'not quantized'}"
@@ -124,6 +129,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         torch=torch.__version__,
         torchao=package_version("torchao"),
         llama_perf=package_version("llama-perf"),
+        modules=origin.modules,
     )
 
 
@@ -188,7 +194,7 @@ def not_saved(scheme: str) -> SaveError:
 
     Loading could not tell a damaged one, and would have to trust its code.
     """
-    need = "only built-in schemes are saved"
+    need = "only built-in schemes and torchao's are saved"
     return SaveError(f"scheme {scheme}: it is of your own; {need}")
 
 

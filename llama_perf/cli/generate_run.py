@@ -241,8 +241,8 @@ def _check_save(row: RowSpec) -> None:
     if row.quantization is None:
         raise UserError("save: it saves a quantized model: give --quantization")
     check_new_folder("save", _saved_folder(row))
-    if row.kernels == "torchao":
-        # Whether torchao's tensors can be saved has to be tried.
+    if row.kernels != "native":
+        # Whether other tensors can be saved has to be tried.
         check_scheme_savable(
             row.quantization,
             kernels=row.kernels,
@@ -257,7 +257,7 @@ def _saved_folder(row: RowSpec) -> Path:
     if path.suffix == ".pth":
         path = path.parent
     name = path.stem if path.suffix == ".gguf" else path.name
-    return Path(f"{name}-{row.quantization}-{row.kernels}")
+    return Path(f"{name}-{row.scheme}-{row.kernels}")
 
 
 def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:

@@ -3,8 +3,9 @@
 Its warm-up generates as the samples will: compiled, captured or fused. The logits that
 its first tokens were chosen from are compared with those of the same quantized weights,
 run once over the whole text by the model's modules, operator by operator. A row that is
-run so anyway is compared with its weights dequantized to float32, one layer at a time,
-where they can be. Knows no baseline.
+run so anyway, or whose weights a config of the user's own made, is compared with its
+weights dequantized to float32, one layer at a time, where they can be. Knows no
+baseline.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from llama_perf.errors import ValuesError
+from llama_perf.errors import SpecError, ValuesError
 from llama_perf.llama.attention import KVCache, Place, VisiblePositions
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
@@ -28,8 +29,7 @@ from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
-from llama_perf.rows.schemes import OWN
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.schemes import OWN, is_config
 from llama_perf.words import counted
 
 DECODED = 8
@@ -138,13 +138,13 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    dequantized = _runs_modules(row, engine)
+    dequantized = _needs_dequantized(prepared)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db = [_DTYPE_DB[row.dtype]]
-    if rounds_activations(prepared.quantization, row.kernels):
+    if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -194,14 +194,12 @@ def decibels(ratio: float) -> float:
     return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
-def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether weights that show their codes are the reference.
-
-    They are where the row does as the modules would.
-    """
-    # Kernels of a scheme that is not ours are checked on every path: the modules, run
-    # operator by operator, would be wrong as they are.
-    if row.kernels != OWN and (row.compile or row.capture or row.fused):
+def _needs_dequantized(prepared: PreparedRow) -> bool:
+    """Whether the operators are no reference, and the weights show their codes."""
+    row, engine = prepared.row, prepared.engine
+    # Of a scheme that is not ours the operators may be wrong themselves.
+    trusted = row.kernels != OWN and not is_config(prepared.quantization)
+    if trusted and (row.compile or row.capture or row.fused):
         return False
     quantized: dict[type, Any] = {}
     for weight in filterfalse(is_unquantized, engine.model.parameters()):
@@ -311,7 +309,11 @@ def damaged_scale(engine: Engine) -> Iterator[None]:
         # It has no scale: its first row takes the place of one.
         scale: Tensor = weight.data[0]
     else:
-        name = next(name for name in weight.tensor_data_names if "scale" in name)
+        tensors = getattr(weight, "tensor_data_names", ())
+        name = next((name for name in tensors if "scale" in name), None)
+        if name is None:
+            need = "it needs weights with a tensor whose name has 'scale'"
+            raise SpecError("inject-damage", type(weight).__name__, need)
         scale = getattr(weight, name).view(-1)[:1]
     before = scale.clone()
     scale.mul_(1000)
