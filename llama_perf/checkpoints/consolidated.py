@@ -42,7 +42,7 @@ def parts_of(folder: Path) -> list[Path]:
     inside = entries(folder, error=WeightsError)
     paths = [path for path in inside if path.match(CONSOLIDATED)]
     for path in paths:
-        number = re.fullmatch(r"consolidated\.(\d{2,})\.pth", path.name)
+        number = re.fullmatch(r"consolidated\.(\d\d)\.pth", path.name)
         if number is None and len(paths) == 1:
             return paths
         if number is None:

@@ -143,8 +143,8 @@ def test_parts_that_are_missing(tmp_path: Path) -> None:
         assert file_refusal(tmp_path) == (
             f"{name} is missing; the last one is consolidated.02.pth"
         )
-    (tmp_path / "consolidated.copy.pth").touch()
+    (tmp_path / "consolidated.002.pth").touch()
     assert refusal(open_weights, tmp_path, error=WeightsError) == (
-        f"{tmp_path}: the file 'consolidated.copy.pth' is not allowed; allowed:"
+        f"{tmp_path}: the file 'consolidated.002.pth' is not allowed; allowed:"
         " consolidated.00.pth, consolidated.01.pth, ..."
     )
