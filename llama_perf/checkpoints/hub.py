@@ -76,7 +76,7 @@ def find_snapshot(model: str) -> Path | None:
         return None
     except LocalEntryNotFoundError:
         raise WeightsError(
-            f"model: {shown(model)}: {folder} has no revision"
+            f"checkpoint: {shown(model)}: {folder} has no revision"
             f" {name.revision or 'main'}; it has {_revisions(folder)};"
             f" `{name.download}` downloads it"
         ) from None

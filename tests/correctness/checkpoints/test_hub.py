@@ -163,15 +163,15 @@ def test_a_revision_that_is_not_in_the_cache(cache: Path) -> None:
         (f"{NAME}@{OTHER}", OTHER, f" --revision {OTHER}"),
     ):
         assert refusal(find_checkpoint, model, error=WeightsError) == (
-            f"model: '{model}': {folder} has no revision {revision}; it has {COMMIT};"
-            f" `hf download {NAME}{option}` downloads it"
+            f"checkpoint: '{model}': {folder} has no revision {revision}; it has"
+            f" {COMMIT}; `hf download {NAME}{option}` downloads it"
         )
     (folder / "refs" / "main").write_bytes(b"\xff\xfe")
     message = refusal(find_checkpoint, NAME, error=WeightsError)
     assert message.startswith(f"{folder}: cannot be read: ")
 
 
-LLAMA = "meta-llama/Llama-3.2-1B"
+LLAMA, NO_PATH = "meta-llama/Llama-3.2-1B", "no such file or folder"
 ABSENT = f"{LLAMA} is not in the hub cache {{}}; `hf download {LLAMA}{{}}` downloads it"
 
 
@@ -182,14 +182,15 @@ def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
     assert (reader.source, reader.notes, path) == ("synthetic", (note,), None)
     # A revision is of definite weights, and a folder that is here is no owner.
     message = refusal(check_model, f"{LLAMA}@v1", error=WeightsError)
-    assert message == "model: " + ABSENT.format(cache, " --revision v1")
+    absent = ABSENT.format(cache, " --revision v1")
+    assert message == f"checkpoint: '{LLAMA}@v1': {NO_PATH}, and {absent}"
     Path("meta-llama").mkdir()
     message = refusal(check_model, LLAMA, error=WeightsError)
-    assert message == f"checkpoint: '{LLAMA}': no such file or folder"
+    assert message == f"checkpoint: '{LLAMA}': {NO_PATH}"
     open_unknown = partial(open_model, "some-org/unknown", checkpoints=None, **OPEN)
     assert refusal(open_unknown, error=WeightsError) == (
-        f"model: some-org/unknown is not in the hub cache {cache};"
-        " `hf download some-org/unknown` downloads it"
+        f"checkpoint: 'some-org/unknown': {NO_PATH}, and some-org/unknown is not in the"
+        f" hub cache {cache}; `hf download some-org/unknown` downloads it"
     )
 
 
@@ -199,7 +200,7 @@ def test_without_the_hubs_library(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert find_checkpoint(NAME) is None
     absent = "{} is not looked for: pip install huggingface_hub"
     message = refusal(check_model, NAME, error=WeightsError)
-    assert message == "model: " + absent.format(NAME)
+    assert message == f"checkpoint: '{NAME}': {NO_PATH}, and {absent.format(NAME)}"
     assert check_model(LLAMA) == ("synthetic weights: " + absent.format(LLAMA),)
 
 
