@@ -243,7 +243,7 @@ def test_a_params_json_of_mistral_and_one_of_the_first_llamas(tmp_path: Path) ->
     samples.write_json(params, {**samples.PARAMS_JSON, "vocab_size": -1})
     assert open_weights(path).config == TINY
     test_pth.save(tmp_path, {"norm.weight": torch.ones(32)})
-    missing = "the tensor tok_embeddings.weight is missing; params.json wants it"
+    missing = "the tensor tok_embeddings.weight, of two sizes, is missing"
     assert file_refusal(path) == missing
     experts = {**samples.PARAMS_JSON, "moe": {"num_experts": 8}}
     message = refusal(from_meta, experts, source="here", error=WeightsError)
