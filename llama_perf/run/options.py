@@ -72,8 +72,8 @@ class RunRequest:
         "run only the I-th of N parts: every N-th row, starting with the I-th", "I/N"
     )
     checkpoints: Path | None = _option(
-        "look for each row's model by its name in this folder; a model that is not"
-        " there gets synthetic weights of the same shape",
+        "look for each row's model by its name in this folder first; a preset that is"
+        " not here gets synthetic weights of its shape",
         "DIR",
     )
     isolate: str = _option(
