@@ -50,7 +50,10 @@ class Saved:
 
     def __post_init__(self) -> None:
         if self.scheme is not None:
-            check_kept(self.scheme, field="scheme")
+            scheme = Scheme.parse(self.scheme, field="scheme", kernels=self.kernels)
+            if scheme.kernels == (OWN,):
+                reason = "a file may not ask for a package's code to be imported"
+                raise SpecError("scheme", self.scheme, reason)
         ModuleFilter.parse(self.modules)
         kernels: tuple[str | None, ...] = KERNELS if self.scheme else (None,)
         check_choice("kernels", self.kernels, kernels)
@@ -66,13 +69,6 @@ class Saved:
             kernels=self.kernels,
             modules=self.modules,
         )
-
-
-def check_kept(scheme: str, *, field: str) -> None:
-    """Raise SpecError unless weights of a scheme can be kept in a file."""
-    if Scheme.parse(scheme, field=field).kernels == (OWN,):
-        reason = "weights of a package's own scheme are not kept in files, since a file"
-        raise SpecError(field, scheme, f"{reason} may not ask for code to be imported")
 
 
 def read_saved(folder: Path) -> Saved | None:

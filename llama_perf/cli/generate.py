@@ -107,8 +107,10 @@ def main(arguments: argparse.Namespace) -> int:
     row = _checked(arguments)
     # It imports torch, and a mistake in the flags is reported sooner without.
     from llama_perf.cli import generate_run
+    from llama_perf.quantize.scheme_faults import scheme_faults
 
-    return generate_run.run(row, arguments)
+    with scheme_faults(row.quantization):
+        return generate_run.run(row, arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> RowSpec:

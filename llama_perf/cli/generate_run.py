@@ -20,7 +20,6 @@ from torch import Tensor
 from llama_perf import report as reports
 from llama_perf.checkpoints import find, load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
-from llama_perf.checkpoints.saved import check_kept
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
@@ -241,10 +240,9 @@ def _check_save(row: RowSpec) -> None:
     """Raise UserError, before anything is measured, where `save` would fail."""
     if row.quantization is None:
         raise UserError("save: it saves a quantized model: give --quantization")
-    check_kept(row.quantization, field="quantization")
     check_new_folder("save", _saved_folder(row))
-    if row.kernels == "torchao":
-        # Whether torchao's tensors can be saved has to be tried.
+    if row.kernels != "native":
+        # Whether other tensors can be saved has to be tried.
         check_scheme_savable(
             row.quantization,
             kernels=row.kernels,

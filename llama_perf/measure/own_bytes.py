@@ -1,4 +1,4 @@
-"""How large a config of the user's own makes a weight: tried on a few rows of one.
+"""How large a scheme that is not ours makes a weight: tried on a few rows of one.
 
 Nothing is known of such a scheme but what it does.
 """
@@ -18,7 +18,8 @@ from llama_perf.quantize.plugins import installed_scheme
 from llama_perf.rows.schemes import OWN, Scheme
 
 # The bytes of any number of rows follow from those of these: some do not depend on it.
-_PROBE_ROWS = (64, 128)
+# Formats pad rows to at most 128.
+_PROBE_ROWS = (128, 256)
 
 
 def own_bytes(

@@ -27,7 +27,7 @@ from llama_perf.rows.config_call import TORCHAO, ConfigCall
 from llama_perf.words import did_you_mean
 
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_CONFIG = re.compile(r"^class (\w+)\(.*\bAOBaseConfig\b", re.MULTILINE)
+CONFIG = re.compile(r"^class (\w+)\(.*\bAOBaseConfig\b", re.MULTILINE)
 # torchao's configs would set the compiler's flags for every later row of the process;
 # the engine sets them for all rows alike.
 _SETS_FLAGS = "set_inductor_config"
@@ -58,7 +58,7 @@ def _parsed(value: str) -> ast.expr:
 def _config_class(call: ConfigCall) -> Any:
     if call.module == TORCHAO:
         kind = _in_torchao(call.name, call)
-        meant = did_you_mean(call.name, _modules_of(_CONFIG))
+        meant = did_you_mean(call.name, modules_of(CONFIG))
         missing = f"{meant}torchao has no {call.name}"
     else:
         inside = vars(_imported(call))
@@ -102,7 +102,7 @@ def _in_torchao(name: str, call: ConfigCall) -> Any:
     public = vars(importlib.import_module("torchao.quantization"))
     if name in public:
         return public[name]
-    modules = _modules_of(_CLASS).get(name, ())
+    modules = modules_of(_CLASS).get(name, ())
     if len(modules) > 1:
         forms = ", ".join(f"{module}:{call.name}" for module in modules)
         reason = f"torchao has {name} in {len(modules)} modules; say which: {forms}"
@@ -111,7 +111,7 @@ def _in_torchao(name: str, call: ConfigCall) -> Any:
 
 
 @cache
-def _modules_of(pattern: re.Pattern[str]) -> dict[str, tuple[str, ...]]:
+def modules_of(pattern: re.Pattern[str]) -> dict[str, tuple[str, ...]]:
     """The modules of torchao that define a class, by its name."""
     spec = importlib.util.find_spec(TORCHAO)
     assert spec is not None, "torchao is imported"
@@ -195,7 +195,7 @@ class _Values:
         found = vars(self.home).get(node.id)
         found = _in_torchao(node.id, self.call) if found is None else found
         if found is None:
-            meant = did_you_mean(node.id, _modules_of(_CLASS))
+            meant = did_you_mean(node.id, modules_of(_CLASS))
             reason = f"nothing is called {node.id}; {meant}"
             raise _refused(self.call, reason.rstrip("; "))
         return found

@@ -17,8 +17,8 @@ from llama_perf.rows.schemes import Scheme, is_built_in
 def scheme_faults(name: str | None) -> Iterator[None]:
     """Raise SchemeError for what the package of a scheme raises.
 
-    `name` is the scheme's. Raises NotRunnable where that package lacks another one;
-    what was raised elsewhere goes on as it is.
+    `name` is the scheme's; one of ours has no such package. Raises NotRunnable where
+    that package lacks another one; what was raised elsewhere goes on as it is.
     """
     try:
         yield

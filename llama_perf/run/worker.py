@@ -213,7 +213,7 @@ class Worker:
                     # Older revisions begin with the row's first step or its result.
                     self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
-                    return reply.done.named(task.row.name)
+                    return reply.done.of_row(task.row)
                 if (ended := reply.closeness or reply.times_ns) is not None:
                     return ended
                 if reply.progress == KEEPS_ROWS:
@@ -324,6 +324,7 @@ def main(arguments: list[str]) -> None:
             continue
         done = WorkerResult(result=ended, environment=session.environment)
         send(WorkerReply(done=done))
+    replies.close()
 
 
 def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:

@@ -46,13 +46,13 @@ class WorkerTask:
 
     @property
     def to_send(self) -> "WorkerTask":
-        """The task without the row's name, which changes no work.
+        """The task without the row's name and limits, which change no work.
 
-        Older revisions do not know the field, nor schemes that a name is part of.
+        Older revisions do not know every limit, nor the name, nor schemes that a name
+        is part of.
         """
-        if self.row.names_scheme:
-            return self
-        return replace(self, row=replace(self.row, name=None))
+        name = self.row.name if self.row.names_scheme else None
+        return replace(self, row=replace(self.row, name=name, limits=None))
 
 
 @record
@@ -62,10 +62,10 @@ class WorkerResult:
     result: RowResult
     environment: Environment | None
 
-    def named(self, name: str | None) -> "WorkerResult":
-        """The result of a row of that name, which the worker was not told."""
-        row = replace(self.result.row, name=name)
-        return replace(self, result=replace(self.result, row=row))
+    def of_row(self, row: RowSpec) -> "WorkerResult":
+        """The result with the name and the limits that the worker was not told."""
+        whole = replace(self.result.row, name=row.name, limits=row.limits)
+        return replace(self, result=replace(self.result, row=whole))
 
 
 @record

@@ -1,6 +1,7 @@
 """Names of models on the hub: found in its local cache, and never asked for."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,13 +13,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from llama_perf import load_model
+from llama_perf import load_model, save_model
 from llama_perf.checkpoints import hub
 from llama_perf.checkpoints.find import check_model, find_checkpoint, open_weights
 from llama_perf.checkpoints.hub import HubName, hub_name
 from llama_perf.checkpoints.load import open_model
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.errors import SpecError, TokenizerError, WeightsError
 from llama_perf.measure.prepare import predict_row, prepare_row
 from llama_perf.rows.selection import select
 from llama_perf.rows.spec import RowSpec
@@ -87,6 +88,8 @@ def test_a_name_with_and_without_a_revision(cache: Path) -> None:
     loaded = load_model(NAME)
     assert loaded.origin is not None
     assert loaded.origin.weights == f"safetensors:{SHORT}"
+    save = partial(refusal, save_model, loaded, "saved", error=TokenizerError)
+    assert save(tokenizer=NAME) == f"{snapshot}: no tokenizer in this checkpoint"
 
 
 def test_a_path_and_checkpoints_come_before_the_cache(
@@ -166,6 +169,10 @@ def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
     assert check_model(LLAMA) == (note,)
     reader, path = open_model(LLAMA, checkpoints=None, **OPEN)
     assert (reader.source, reader.notes, path) == ("synthetic", (note,), None)
+    stories = "karpathy/stories15M"
+    own_note = re.escape(note.replace(LLAMA, stories))
+    with pytest.warns(UserWarning, match=f"^{own_note}$"):
+        load_model(stories)
     # A revision is of definite weights, and a folder that is here is no owner.
     message = refusal(check_model, f"{LLAMA}@v1", error=WeightsError)
     assert message == "model: " + ABSENT.format(cache, " --revision v1")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,22 @@ from torchao.quantization.quantize_.common import KernelPreference
 
 from llama_perf import load_model, quantize_model, save_model
 from llama_perf.checkpoints.find import open_weights
-from llama_perf.errors import NotRunnable, SchemeError, SpecError, WeightsError
+from llama_perf.errors import (
+    NotRunnable,
+    SaveError,
+    SchemeError,
+    SpecError,
+    WeightsError,
+)
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.own_configs import own_config
+from llama_perf.quantize.scheme_faults import scheme_faults
 from llama_perf.rows.schemes import Scheme
 from llama_perf.strict_json import parse_json
 from tests.correctness.quantize.test_apply import SMALL, linears, small
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.own_package import CONFIG, NAME, write_package
+from tests.correctness.support.packages import installer
 from tests.correctness.support.weights_samples import write_json
 
 # The stubs of torch lack it.
@@ -245,6 +254,23 @@ def test_what_it_raises_is_one_line_with_the_place_in_its_code(
     assert f"{file}:LINE in {function}".startswith(wanted.replace(":2 ", ":LINE "))
 
 
+def test_a_scheme_that_a_package_adds_by_its_name_is_told_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def product():\n    raise ValueError('odd width')\n"
+    installer(tmp_path, monkeypatch)(
+        "made-up-plugin",
+        schemes={"codes": "made_up_plugin.products:SCHEME"},
+        files={"products.py": code},
+    )
+    product = import_module("made_up_plugin.products").product
+    for name, error in (("codes", SchemeError), ("int8wo", ValueError)):
+        with pytest.raises(error) as caught, scheme_faults(name):
+            product()
+        line = "ValueError: odd width, at made_up_plugin/products.py:2 in product"
+        assert str(caught.value) == (line if name == "codes" else "odd width")
+
+
 @pytest.mark.parametrize(
     ("breaks", "reason"),
     [
@@ -323,11 +349,11 @@ def test_a_packages_weights_are_neither_saved_nor_asked_for_by_a_file(
     tmp_path: Path,
 ) -> None:
     model = quantize_model(small(), f"{CONFIG}()")
-    message = refusal(save_model, model, tmp_path / "saved")
-    assert "weights of a package's own scheme are not kept in files" in message
+    message = refusal(save_model, model, tmp_path / "saved", error=SaveError)
+    assert message.endswith("only built-in schemes and torchao's are saved")
     folder = save_model(quantize_model(small(), "int8wo"), tmp_path / "other")
     fields = parse_json((folder / "config.json").read_text(), source="config.json")
     fields["llama_perf"] |= {"scheme": f"{NAME}.broken:X()", "kernels": "own"}
     write_json(folder / "config.json", fields)
     message = refusal(open_weights, folder, error=WeightsError)
-    assert "may not ask for code to be imported" in message
+    assert message.endswith("a file may not ask for a package's code to be imported")

@@ -4,6 +4,7 @@ An error of a few rows of a query or key projection hardly changes logits, so th
 compared row by row.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from gguf.quants import quantize
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llama_perf.llama.transformer import Transformer
@@ -25,7 +27,7 @@ QueriesAndKeys = list[tuple[Tensor, Tensor]]
 LAYERS, DIM, HIDDEN, VOCABULARY = 2, 96, 64, 48
 TOKENS = torch.tensor([[1, 5, 9, 40, 7, 22, 13, 2, 31, 47, 18, 3]])
 _KINDS = gguf.GGMLQuantizationType
-_ROTATED = ("q_proj.weight", "k_proj.weight")
+_ROTATED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
 
 
 def make_model(heads: int, kv_heads: int, head_dim: int) -> LlamaForCausalLM:
@@ -62,7 +64,7 @@ def interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
 def meta_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
     """The model's weights under Meta's names, in Meta's order of rows."""
-    theirs, weights = model.state_dict(), {}
+    theirs, weights = model.state_dict(), dict[str, Tensor]()
     inner = [f"attention.w{part}" for part in "qkvo"]
     inner += [f"feed_forward.w{part}" for part in "123"]
     inner += ["attention_norm", "ffn_norm"]
@@ -70,7 +72,7 @@ def meta_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
     for name in ("tok_embeddings", "norm", "output", *names):
         own = samples.hugging_face_name(f"{name}.weight")
         weight = theirs[own]
-        if own.endswith(_ROTATED):
+        if _ROTATED.search(own):
             weight = interleaved(weight, model.config.head_dim)
         weights[f"{name}.weight"] = weight
     return weights
@@ -105,40 +107,54 @@ def consolidated_pth(model: LlamaForCausalLM, folder: Path) -> Path:
     return folder
 
 
-def safetensors(model: LlamaForCausalLM, folder: Path, *, size: str = "1GB") -> Path:
+def safetensors(model: PreTrainedModel, folder: Path, *, size: str = "1GB") -> Path:
     model.save_pretrained(folder, max_shard_size=size)
     return folder
 
 
 def gguf_file(
-    model: LlamaForCausalLM, folder: Path, *, kind: gguf.GGMLQuantizationType
+    model: PreTrainedModel, folder: Path, *, kind: gguf.GGMLQuantizationType
 ) -> Path:
-    """A file as llama.cpp's converter writes it: matrices in `kind`, norms in F32."""
+    """A file as llama.cpp's converter writes it: matrices in `kind`, vectors in F32."""
     path, config = folder / "model.gguf", model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    # A Mistral is a llama there.
+    name = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    (architecture,) = (k for k, own in gguf.MODEL_ARCH_NAMES.items() if own == name)
+    writer = gguf.GGUFWriter(path, name)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    head_dim = _head_dim(model)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in meta_weights(model).items():
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if not config.model_type.startswith("qwen") and _ROTATED.search(name):
+            weight = interleaved(weight, head_dim)
         data, own = weight.float().numpy(), _KINDS.F32
         if data.ndim == 2:
             own, data = kind, quantize(data, kind)
-        theirs = names.get_name(name, try_suffixes=(".weight",))
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(str(theirs), data, raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _head_dim(model: PreTrainedModel) -> int:
+    config = model.config
+    own: int | None = getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
 
 
 def quantized_by_gguf(
@@ -162,6 +178,7 @@ def theirs(model: Any) -> QueriesAndKeys:
         return sdpa_attention_forward(module, q, k, *rest, **options)
 
     ALL_ATTENTION_FUNCTIONS.register("recorded", recorded)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", sdpa_mask)
     model = model.float().eval()
     model.set_attn_implementation("recorded")
     with torch.no_grad():
