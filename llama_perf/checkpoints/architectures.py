@@ -8,7 +8,12 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_perf.checkpoints.contradictions import FIELDS, Claim, check_claims
+from llama_perf.checkpoints.contradictions import (
+    FIELDS,
+    Claim,
+    check_claims,
+    class_type,
+)
 from llama_perf.errors import WeightsError
 from llama_perf.words import shown
 
@@ -107,7 +112,8 @@ _COMPUTES = re.compile(
     r"(?:^|[^a-z])(?:scal|multiplier|softcap|cap(?![a-z])|bias|norm|rope|rotary|mrope"
     r"|positions?(?![a-z])|window|attn|attention|act(?![a-z])|activation|expert|moe"
     r"|residual|alibi|mask|layers?(?![a-z])|heads?(?![a-z])|logit|sink|router|chunk"
-    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn|quantization|vision|yarn|alpha)"
+    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn|quantization|vision|yarn|alpha"
+    r"|layernorm|rmsnorm|gate(?![a-z])|gated|conv(?![a-z])|ssm|mamba|recurrent)"
 )
 _SAYS_NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 
@@ -120,8 +126,8 @@ def architecture(fields: Mapping[str, Any], *, source: str) -> Architecture:
     kinds: Any = fields.get("architectures")
     kind = fields.get("model_type")
     if kind is None:
-        named = isinstance(kinds, list) and kinds
-        kind = str(kinds[0]).partition("For")[0].lower() if named else "llama"
+        first = kinds[0] if isinstance(kinds, list) and kinds else None
+        kind = class_type(first) or "llama"
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         allowed = ", ".join(map(repr, ARCHITECTURES))
         problem = f"{shown(kind)} is not allowed; allowed: {allowed}"

@@ -53,12 +53,17 @@ def _class_type(stated: Any, _fields: Mapping[str, Any]) -> object:
     """The `model_type` of the classes, such as LlamaForCausalLM."""
     if not isinstance(stated, list) or len(stated) != 1:
         return None
-    name, head, _ = str(stated[0]).partition("For")
-    return name.lower() if head else None
+    return class_type(stated[0])
+
+
+def class_type(name: object) -> str | None:
+    """The `model_type` of a class such as LlamaForCausalLM; None where it has none."""
+    kind, head, _ = name.partition("For") if isinstance(name, str) else ("", "", "")
+    return kind.lower() if head else None
 
 
 def _dtype_name(stated: Any, _fields: Mapping[str, Any]) -> object:
-    return str(stated).removeprefix("torch.")
+    return stated.removeprefix("torch.") if isinstance(stated, str) else stated
 
 
 # More layers than any model has.

@@ -65,6 +65,8 @@ def gguf_config(
     name = str(fields.get("general.architecture", "llama"))
     kind, own = ARCHITECTURES[name], gguf_fields(name)
     allowed = {f"{name}.{field}": values for field, values in _ALLOWED.items()}
+    if fields.get(own["sliding_window"]) == 0:
+        del fields[own["sliding_window"]]
     if name != "llama":
         # It does not say which layers have it.
         allowed[f"{name}.attention.sliding_window"] = (0,)

@@ -58,8 +58,8 @@ class RunRequest:
     """
 
     set: str | None = _option(
-        "run a set of rows that comes with the package (default: cuda on a machine"
-        " with a CUDA GPU, else cpu)",
+        "run a set of rows, which comes with this package or with another one"
+        " (default: cuda on a machine with a CUDA GPU, else cpu)",
         "NAME",
     )
     rows: Path | None = _option(

@@ -122,6 +122,8 @@ AGREEMENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"architectures": ["LlamaForCausalLM"], "n_layers": 2}, {}),
     ({"model_type": None, "architectures": ["LLaMAForCausalLM"]}, {}),
     ({"model_type": None}, {}),
+    # Of a type that is no text.
+    ({"architectures": [10**5000], "dtype": 10**5000}, {}),
     ({"head_dim": 16}, {"head_dim": 16}),
     ({"use_sliding_window": False, "sliding_window": 4096}, {}),
     ({"layer_types": [FULL] * 2}, {}),
