@@ -36,6 +36,7 @@ from llama_perf.report.table import choice_table
 from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.rows.schemes import package_of
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted, shown
 
@@ -87,7 +88,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
         print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
 
     device = check_device(row.device)
-    settings = compiler_settings(used=row.compile)
+    settings = compiler_settings(used=row.compile, package=package_of(row.quantization))
     with settings, _memory_profile(arguments.memory_profile):
         meter = RowMemoryMeter(device)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
@@ -273,7 +274,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
-    with compiler_settings(used=row.compile):
+    with compiler_settings(used=row.compile, package=package_of(row.quantization)):
         prompt = torch.zeros((1, 1), dtype=torch.int64)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
         history: list[Message] = []

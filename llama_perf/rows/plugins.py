@@ -56,19 +56,24 @@ class Offer:
 
     @property
     def home(self) -> Path | None:
-        """The package's outermost folder, or its only module; None without one.
+        """Where the package is, as `home_of` has it."""
+        return home_of(self.module_package)
 
-        Found without importing it.
-        """
-        spec = None
-        # Of a name that is none.
-        with suppress(ValueError, ImportError):
-            spec = find_spec(self.module_package)
-        if spec is None:
-            return None
-        if spec.submodule_search_locations:
-            return Path(spec.submodule_search_locations[0])
-        return None if spec.origin is None else Path(spec.origin)
+
+def home_of(package: str) -> Path | None:
+    """The folder of a package that can be imported, or the file of a module, or None.
+
+    Found without importing it.
+    """
+    spec = None
+    # Of a name that is none.
+    with suppress(ValueError, ImportError):
+        spec = find_spec(package)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    return None if spec.origin is None else Path(spec.origin)
 
 
 def offers(group: str) -> tuple[Offer, ...]:

@@ -136,6 +136,17 @@ def is_built_in(name: str) -> bool:
     return name in taken or name.startswith(tuple(f"{it}-" for it in _WITH_GROUPS))
 
 
+def package_of(name: str | None) -> str | None:
+    """The package whose code a scheme runs; None of one that is built in."""
+    if name is None or is_built_in(name):
+        return None
+    if ":" in name:
+        config = Scheme.parse(name).config
+        return None if config is None else config.package
+    offers = (one for one in plugins.offers(plugins.SCHEMES) if one.name == name)
+    return next((offer.module_package for offer in offers), None)
+
+
 def check_one_package(name: str, *, field: str = "quantization") -> None:
     """Raise SpecError for the name of a scheme that an installed package has too.
 
