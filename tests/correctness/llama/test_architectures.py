@@ -66,6 +66,20 @@ def test_logits_of_a_prompt_and_of_each_token_behind_it(
     assert distance(actual, wanted) < 5e-3
 
 
+# `test_compiled.py` compiles blocks that are all alike in less.
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["decode", "sdpa"])
+@pytest.mark.parametrize("name", ["qwen3 with all it may have", "smollm3 with windows"])
+def test_compiled_blocks_that_differ_compute_the_same(
+    name: str, attention: str, loaded: dict[str, Transformer]
+) -> None:
+    how: dict[str, Any] = {"compile": True, "compile_prefill": True}
+    how |= {"batch_size": 2, "cache_size": 24, "attention": attention}
+    engine = Engine(loaded[name], EngineOptions(**how))
+    actual = logits_after(engine, IDS, PROMPT, STEPS)
+    assert_close(actual, expected(name)[:, PROMPT - 1 : PROMPT + STEPS])
+
+
 @pytest.mark.parametrize("window", [0, architectures.WINDOW - 1])
 def test_the_comparison_sees_another_window(
     window: int, loaded: dict[str, Transformer]
