@@ -4,11 +4,16 @@ Knows Hugging Face's fields and llama.cpp's names; neither files nor tensors.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_perf.checkpoints.contradictions import FIELDS, Claim, check_claims
+from llama_perf.checkpoints.contradictions import (
+    FIELDS,
+    Claim,
+    check_claims,
+    class_type,
+)
 from llama_perf.errors import WeightsError
 from llama_perf.words import shown
 
@@ -107,7 +112,8 @@ _COMPUTES = re.compile(
     r"(?:^|[^a-z])(?:scal|multiplier|softcap|cap(?![a-z])|bias|norm|rope|rotary|mrope"
     r"|positions?(?![a-z])|window|attn|attention|act(?![a-z])|activation|expert|moe"
     r"|residual|alibi|mask|layers?(?![a-z])|heads?(?![a-z])|logit|sink|router|chunk"
-    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn)"
+    r"|interleave|qk|query|clip|sliding|lora|mlp|ffn|quantization|vision|yarn|alpha"
+    r"|layernorm|rmsnorm|gate(?![a-z])|gated|conv(?![a-z])|ssm|mamba|recurrent)"
 )
 _SAYS_NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 
@@ -120,8 +126,8 @@ def architecture(fields: Mapping[str, Any], *, source: str) -> Architecture:
     kinds: Any = fields.get("architectures")
     kind = fields.get("model_type")
     if kind is None:
-        named = isinstance(kinds, list) and kinds
-        kind = str(kinds[0]).partition("For")[0].lower() if named else "llama"
+        first = kinds[0] if isinstance(kinds, list) and kinds else None
+        kind = class_type(first) or "llama"
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         allowed = ", ".join(map(repr, ARCHITECTURES))
         problem = f"{shown(kind)} is not allowed; allowed: {allowed}"
@@ -131,15 +137,25 @@ def architecture(fields: Mapping[str, Any], *, source: str) -> Architecture:
     if found.windows is None and fields.get("use_sliding_window") is not False:
         allowed_values["sliding_window"] = (None,)
     check_allowed(fields, allowed_values, source=source)
+    check_unknown(fields, {*_KNOWN, *allowed_values}, f"model of {kind}", source=source)
+    return found
+
+
+def check_unknown(
+    fields: Mapping[str, Any], known: Set[str], what: str, *, source: str
+) -> None:
+    """Raise WeightsError for a field that may change the computation.
+
+    It is one that is not `known`, says something, and is named like such a field.
+    """
     for name, value in fields.items():
-        known = name in _KNOWN or name in allowed_values or _HARMLESS.fullmatch(name)
-        if known or value in _SAYS_NOTHING or not _COMPUTES.search(name.lower()):
+        harmless = name in known or _HARMLESS.fullmatch(name)
+        if harmless or value in _SAYS_NOTHING or not _COMPUTES.search(name.lower()):
             continue
         raise WeightsError(
-            f"{source}: {name}: {shown(value)} is not allowed; no {kind} has this field"
+            f"{source}: {name}: {shown(value)} is not allowed; no {what} has this field"
             " here, and it may change what is computed; allowed: null, or leave it out"
         )
-    return found
 
 
 def check_allowed(

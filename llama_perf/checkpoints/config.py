@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from llama_perf import strict_json
 from llama_perf.checkpoints import architectures, contradictions
 from llama_perf.checkpoints.architectures import FULL, SLIDING
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.checkpoints.contradictions import Claim
+from llama_perf.errors import SaveError, SpecError, WeightsError
 from llama_perf.files import is_absent
 from llama_perf.llama.config import (
     MAX_LAYERS,
@@ -53,7 +54,19 @@ _ROPE_SCALING = {
 }
 _META_NAMES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps")
 _META = {name: name for name in (*_META_NAMES, "multiple_of", "ffn_dim_multiplier")}
-_META |= {"rope_base": "rope_theta"}
+# The last three are in Mistral's own files.
+_META |= {
+    "rope_base": "rope_theta",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden_dim",
+    "sliding_window": "sliding_window",
+}
+_META_SCALING = {
+    "factor": "rope_scaling_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+}
+_IMPLIED = "intermediate_size"
+_META_KNOWN = {*_META.values(), *_META_SCALING.values(), "use_scaled_rope"}
 _REQUIRED = {
     *("dim", "n_layers", "n_heads", "intermediate_size", "vocab_size", "context"),
     *_ROPE_SCALING,
@@ -80,12 +93,14 @@ def folder_config(
     the folder's name means. Meta's say -1 for the vocabulary of Llama 1 and 2, which
     `vocab_size` then tells from the weights. Raises WeightsError.
     """
-    for name, read in (("config.json", from_hugging_face), ("params.json", from_meta)):
-        if not is_absent(folder / name):
-            fields, source = read_json(folder / name), str(folder / name)
-            if read is from_meta and fields.get("vocab_size") == -1:
-                fields["vocab_size"] = vocab_size()
-            return read(fields, source=source), name
+    if not is_absent(folder / "config.json"):
+        return hugging_face_config(folder), "config.json"
+    path = folder / "params.json"
+    if not is_absent(path):
+        fields = read_json(path)
+        if fields.get("vocab_size") == -1:
+            fields["vocab_size"] = vocab_size()
+        return from_meta(fields, source=str(path)), path.name
     if (known := preset_name(folder.absolute().name)) is not None:
         return PRESETS[known], f"the preset {known}, from the folder's name,"
     raise WeightsError(
@@ -94,9 +109,38 @@ def folder_config(
     )
 
 
+def hugging_face_config(folder: Path) -> ModelConfig:
+    """The configuration in `config.json`.
+
+    Raises WeightsError where a `params.json` in the folder says something else.
+    """
+    path, other = folder / "config.json", folder / "params.json"
+    config = from_hugging_face(read_json(path), source=str(path))
+    if is_absent(other):
+        return config
+    fields = read_json(other)
+    if fields.get("vocab_size") == -1:
+        fields["vocab_size"] = config.vocab_size
+    meta = from_meta(fields, source=str(other))
+    said = {ours for ours, theirs in _META.items() if fields.get(theirs) is not None}
+    for ours in (*said & _FIELDS.keys(), _IMPLIED):
+        claims = [
+            Claim(f"{file.name}: {names.get(ours, ours)}", value, value)
+            for file, names, read in (
+                (path, _HUGGING_FACE, config),
+                (other, _META, meta),
+            )
+            for value in (getattr(read, ours),)
+        ]
+        contradictions.check_claims(claims, source=str(folder))
+    return config
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises WeightsError."""
-    return strict_json.read_json(dict[str, Any], path, error=WeightsError)
+    fields = strict_json.read_json(dict[str, Any], path, error=WeightsError)
+    contradictions.check_keys(path)
+    return fields
 
 
 def read_config(
@@ -225,6 +269,9 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
         names = _ROPE_SCALING.items()
         rope = {theirs: getattr(scaling, ours) for ours, theirs in names}
         fields["rope_scaling"] = {"rope_type": "llama3", **rope}
+    again = from_hugging_face(fields, source="config.json")
+    if again != config:
+        raise SaveError("no config.json describes a model with these parts")
     return fields
 
 
@@ -255,6 +302,13 @@ def _layers_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
 
 def from_meta(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read Meta's `params.json`; raises WeightsError naming `source`."""
-    llama31 = {"rope_scaling": RopeScaling(factor=8.0), "context": 131072}
-    defaults = llama31 if fields.get("use_scaled_rope") else {}
-    return read_config(model_config, fields, _META, source=source, **defaults)
+    architectures.check_unknown(fields, _META_KNOWN, "params.json", source=source)
+    defaults: dict[str, Any] = {}
+    if fields.get("use_scaled_rope"):
+        names = _META_SCALING
+        scaling = read_config(RopeScaling, fields, names, source=source, factor=8.0)
+        defaults = {"rope_scaling": scaling, "context": 131072}
+    names = {ours: own for ours, own in _META.items() if fields.get(own) is not None}
+    # A size that is not there is missing, but for those that others imply.
+    names |= {ours: _META[ours] for ours in _META.keys() & _REQUIRED - {_IMPLIED}}
+    return read_config(model_config, fields, names, source=source, **defaults)

@@ -3,14 +3,17 @@
 A field claims a value of a quantity: `rope_theta` the base of the rotation, as does
 `rope_theta` inside `rope_parameters`. Readers of such files take one and ignore the
 other, each reader its own: where two claims differ nobody knows which model it is.
-Knows no model and no file.
+Knows no model.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_perf.errors import WeightsError
+from llama_perf.files import read_bytes
 from llama_perf.words import shown
 
 
@@ -30,6 +33,10 @@ def _as_it_is(stated: Any, _fields: Mapping[str, Any]) -> object:
     return stated
 
 
+def _list(stated: Any, _fields: Mapping[str, Any]) -> object:
+    return stated if isinstance(stated, list) else None
+
+
 def _length(stated: Any, _fields: Mapping[str, Any]) -> object:
     return len(stated) if isinstance(stated, list) else None
 
@@ -46,12 +53,17 @@ def _class_type(stated: Any, _fields: Mapping[str, Any]) -> object:
     """The `model_type` of the classes, such as LlamaForCausalLM."""
     if not isinstance(stated, list) or len(stated) != 1:
         return None
-    name, head, _ = str(stated[0]).partition("For")
-    return name.lower() if head else None
+    return class_type(stated[0])
+
+
+def class_type(name: object) -> str | None:
+    """The `model_type` of a class such as LlamaForCausalLM; None where it has none."""
+    kind, head, _ = name.partition("For") if isinstance(name, str) else ("", "", "")
+    return kind.lower() if head else None
 
 
 def _dtype_name(stated: Any, _fields: Mapping[str, Any]) -> object:
-    return str(stated).removeprefix("torch.")
+    return stated.removeprefix("torch.") if isinstance(stated, str) else stated
 
 
 # More layers than any model has.
@@ -97,7 +109,7 @@ _QUANTITIES: tuple[Mapping[str, Meaning], ...] = (
         **_in_rope("original_max_position_embeddings"),
     },
     {**_same("partial_rotary_factor"), **_in_rope("partial_rotary_factor")},
-    {"no_rope_layers": _as_it_is, "no_rope_layer_interval": _every_nth},
+    {"no_rope_layers": _list, "no_rope_layer_interval": _every_nth},
 )
 FIELDS = {name for quantity in _QUANTITIES for name in quantity if "." not in name}
 """The fields that may stand beside others that say the same."""
@@ -121,6 +133,28 @@ def _at(fields: Mapping[str, Any], name: str) -> Any:
     if not inner:
         return value
     return value.get(inner) if isinstance(value, Mapping) else None
+
+
+def check_keys(path: Path) -> None:
+    """Raise WeightsError where a JSON file has a key twice, with two values."""
+
+    def no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in made and made[name] != value:
+                both = [Claim(name, stated, stated) for stated in (made[name], value)]
+                check_claims(both, source=str(path))
+            made[name] = value
+        return made
+
+    text = read_bytes(path, error=WeightsError)
+    try:
+        json.loads(text, object_pairs_hook=no_twice)
+    except WeightsError:
+        raise
+    except (ValueError, RecursionError):
+        # What is no JSON was refused before.
+        pass
 
 
 def check_claims(claims: Sequence[Claim], *, source: str) -> None:

@@ -76,10 +76,10 @@ def check_model(model: str) -> tuple[str, ...]:
     path, name = Path(model), hub.hub_name(model)
     # Whoever names a folder that is here, or a revision, means no made-up weights.
     if name is not None and not os.path.isdir(path.parent):
-        absent = f"{name.repo} is not in the hub cache {hub.cache_folder()}"
+        absent = hub.why_absent(name)
         if name.revision is None and preset_name(model) is not None:
-            return (f"{absent}; `{name.download}` downloads it: synthetic weights",)
-        raise WeightsError(f"model: {absent}; `{name.download}` downloads it")
+            return (f"synthetic weights: {absent}",)
+        raise WeightsError(f"model: {absent}")
     if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
         raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
     if model == SMOLLM2:

@@ -38,6 +38,7 @@ from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_EMBEDDING = "tok_embeddings.weight"
 # Meta's names, Hugging Face's, and those in a GGUF file.
 _NAMES = (
     ("tok_embeddings", "model.embed_tokens", "token_embd"),
@@ -69,7 +70,7 @@ def open_safetensors(folder: Path) -> StoredWeights:
     if is_absent(path):
         absent = os.strerror(errno.ENOENT)
         raise MissingFileError(f"{path}: cannot be read: {absent}")
-    config = configs.from_hugging_face(configs.read_json(path), source=str(path))
+    config = configs.hugging_face_config(folder)
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     weight_map = _weight_map(folder)

@@ -65,6 +65,8 @@ def gguf_config(
     name = str(fields.get("general.architecture", "llama"))
     kind, own = ARCHITECTURES[name], gguf_fields(name)
     allowed = {f"{name}.{field}": values for field, values in _ALLOWED.items()}
+    if fields.get(own["sliding_window"]) == 0:
+        del fields[own["sliding_window"]]
     if name != "llama":
         # It does not say which layers have it.
         allowed[f"{name}.attention.sliding_window"] = (0,)
@@ -77,7 +79,7 @@ def gguf_config(
     if (tokens := fields.get(_TOKENS)) is not None:
         if not isinstance(tokens, list):
             raise WeightsError(f"{path}: {_TOKENS}: allowed: a list of strings")
-        claims = [Claim(_TOKENS, f"{len(tokens)} tokens", len(tokens))]
+        claims = [Claim(f"the number of {_TOKENS}", len(tokens), len(tokens))]
         if (said := fields.get(own["vocab_size"])) is not None:
             claims.append(Claim(own["vocab_size"], said, said))
         check_claims(claims, source=source)

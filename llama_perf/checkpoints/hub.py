@@ -6,6 +6,7 @@ request, and downloads nothing. Knows no format of weights.
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ _NAME = re.compile(
     r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]*))?", re.ASCII
 )
 _FILES = (".pth", ".gguf", ".safetensors")
+# Owner, name, commit, and the place in the snapshot.
+_SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)(.*)")
 _SHORT = 12
+_LIBRARY = "huggingface_hub"
 
 
 class HubName(NamedTuple):
@@ -49,10 +53,11 @@ def hub_name(model: str) -> HubName | None:
 def find_snapshot(model: str) -> Path | None:
     """The folder of a model's snapshot in the hub cache; None where it is no hub name.
 
-    None as well where the cache has nothing of the model. Raises WeightsError where it
+    None as well where the cache has nothing of the model, or where the hub's library,
+    which comes with `tokenizers`, is not installed. Raises WeightsError where it
     has only other revisions than the one that is asked for, or cannot be read.
     """
-    if (name := hub_name(model)) is None:
+    if (name := hub_name(model)) is None or find_spec(_LIBRARY) is None:
         return None
     # They take a third of a second, and only such names need them.
     from huggingface_hub import snapshot_download
@@ -79,6 +84,16 @@ def find_snapshot(model: str) -> Path | None:
         raise WeightsError(f"{folder}: cannot be read: {problem}") from None
 
 
+def why_absent(name: HubName) -> str:
+    """Why a model was not found, and how it is downloaded."""
+    if find_spec(_LIBRARY) is None:
+        return f"{name.repo} is not looked for: pip install {_LIBRARY}"
+    return (
+        f"{name.repo} is not in the hub cache {cache_folder()}; `{name.download}`"
+        " downloads it"
+    )
+
+
 def cache_folder() -> Path:
     """The folder of the hub cache, as the hub's library finds it."""
     from huggingface_hub import constants
@@ -99,16 +114,18 @@ def _revisions(folder: Path) -> str:
 
 
 def snapshot_of(path: Path) -> HubName | None:
-    """The model and the commit of a snapshot's folder; None for any other folder."""
-    *_, repo, snapshots, commit = ("", "", *path.absolute().parts)
-    kind, *owner_and_name = repo.split("--")
-    if snapshots != "snapshots" or kind != "models" or len(owner_and_name) != 2:
-        return None
-    return HubName("/".join(owner_and_name), commit)
+    """The model and the commit of the snapshot that a path lies in, or None."""
+    found = _SNAPSHOT.search(path.absolute().as_posix())
+    return None if found is None else HubName(f"{found[1]}/{found[2]}", found[3])
 
 
 def folder_name(folder: Path) -> str:
-    """A folder's name in a result: `owner/name@commit` for a snapshot, else its own."""
-    if (snapshot := snapshot_of(folder)) is not None:
-        return f"{snapshot.repo}@{str(snapshot.revision)[:_SHORT]}"
-    return folder.absolute().name
+    """A folder's name in a result: `owner/name@commit` for a snapshot, else its own.
+
+    A folder in a snapshot has its place behind it.
+    """
+    found = _SNAPSHOT.search(folder.absolute().as_posix())
+    if found is None:
+        return folder.absolute().name
+    owner, name, commit, place = found.groups()
+    return f"{owner}/{name}@{commit[:_SHORT]}{place}"

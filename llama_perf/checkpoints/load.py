@@ -7,6 +7,7 @@ freed afterwards. Knows neither rows nor engines.
 """
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,9 @@ def open_model(
     """
     path = find_checkpoint(model, checkpoints=checkpoints)
     if path is None:
-        made_up = SyntheticWeights(
-            preset(model), dtype=dtype, device=device, notes=check_model(model)
-        )
-        return made_up, None
+        notes = check_model(model)
+        config = preset(model)
+        return SyntheticWeights(config, dtype=dtype, device=device, notes=notes), None
     reader = open_weights(path)
     if reader.saved is not None:
         check_usable(reader.saved, path=path, dtype=dtype, device=device)
@@ -123,9 +123,10 @@ def load_model(
     """A model from a checkpoint, from a model's name, or synthetic from a preset.
 
     A checkpoint is a folder, a `model.pth` or a `.gguf`; a name may be `owner/name` of
-    a model in the hub cache. Raises WeightsError for one
-    that is missing or damaged, SpecError for an unknown name, dtype or device,
-    NotRunnable where the device is not here.
+    a model in the hub cache. Warns of what is to be known of the weights, such as that
+    they are synthetic for want of a download. Raises WeightsError for a checkpoint that
+    is missing or damaged, SpecError for an unknown name, dtype or device, NotRunnable
+    where the device is not here.
     """
     wanted = parse_dtype(str(dtype).removeprefix("torch."))
     try:
@@ -138,6 +139,8 @@ def load_model(
     reader, _ = open_model(
         str(path_or_preset), checkpoints=None, dtype=wanted, device=target
     )
+    for note in reader.notes:
+        warnings.warn(note, stacklevel=2)
     return build_model(reader, dtype=wanted, device=target)
 
 

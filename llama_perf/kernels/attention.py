@@ -190,9 +190,10 @@ def _causal_in_window(q: Tensor, cache: CachedTensors, end: int, window: int) ->
         count = queries.shape[2]
         last = end - tokens + some.start + count
         first = max(last - count + 1 - window, 0)
-        positions = torch.arange(first, last, device=q.device)
-        ages = positions[-count:, None] - positions
-        mask = (ages >= 0) & (ages < window)
+        mask = torch.ones(count, last - first, dtype=torch.bool, device=q.device)
+        # The diagonal of the queries' own positions, and that of their oldest ones.
+        own = last - count - first
+        mask = mask.tril_(own).triu_(own - window + 1)
         spanned = cache.by_head(last, first)
         heads_at_a_time = len(q)
         if cache.kind is not None:

@@ -117,14 +117,9 @@ def caches(
     """One cache a layer, side by side in GPU memory; `options` are KVCache's."""
 
     def made(layer: int) -> KVCache:
-        window = config.window(layer) or 0
-        return KVCache(
-            config,
-            cache_size=cache_size,
-            device=device,
-            window=window if window < cache_size else 0,
-            **options,
-        )
+        window = config.cache_window(layer, cache_size)
+        sizes: dict[str, Any] = {"cache_size": cache_size, "window": window}
+        return KVCache(config, device=device, **sizes, **options)
 
     first, others = made(0), range(1, config.n_layers)
     reserve_segment([buffer.nbytes for buffer in first.buffers()] * len(others), device)
@@ -242,9 +237,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None, place: Place) -> Tensor:
         """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim)."""
-        batch, length, _ = x.shape
+        out: Tensor = self.wo(self.attend(self.wqkv(x), cache, place))
+        return out
+
+    def attend(self, qkv: Tensor, cache: KVCache | None, place: Place) -> Tensor:
+        """As `forward`, between its linears: of queries, keys and values (B, T, N)."""
+        batch, length, _ = qkv.shape
         rotary, positions, visible = place
-        qkv = self.wqkv(x).view(batch, length, -1, self.head_dim)
+        qkv = qkv.view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -275,8 +275,7 @@ class Attention(nn.Module):
                 is_causal=mask is None,
                 enable_gqa=self.n_heads != self.n_kv_heads,
             ).transpose(1, 2)
-        out: Tensor = self.wo(y.reshape(batch, length, -1))
-        return out
+        return y.reshape(batch, length, -1)
 
 
 def attend_filled(q: Tensor, cache: KVCache, visible: VisiblePositions) -> Tensor:

@@ -118,12 +118,15 @@ class ModelConfig:
         layers = self.window_layers
         return self.sliding_window if layers is None or layer in layers else None
 
+    def cache_window(self, layer: int, cache_size: int) -> int:
+        """The window of a layer over a cache; 0 where it is no shorter than that."""
+        window = self.window(layer) or 0
+        return window if window < cache_size else 0
+
     @property
     def of_one_layer(self) -> "ModelConfig":
-        """The same with its first layer only."""
-        windows = None if self.window_layers is None else self.window_layers[:1]
-        windows = windows if windows in (None, (0,)) else ()
-        return replace(self, n_layers=1, window_layers=windows, nope_layers=())
+        """The same with one layer only, with a window if any layer has one."""
+        return replace(self, n_layers=1, window_layers=None, nope_layers=())
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:

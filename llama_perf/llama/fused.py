@@ -26,6 +26,7 @@ from llama_perf.llama.fused_weights import check_batch, packed, packed_blocks
 from llama_perf.llama.layers import RMSNorm, Rotary
 from llama_perf.llama.options import Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock
+from llama_perf.rows.spec import FUSED_TOKENS
 
 # In Triton's interpreter weights are on the CPU, in the layout it prefers.
 _CUDA = torch.device("cuda")
@@ -69,10 +70,11 @@ class FusedStep:
         # gate and up, of down, of the product after a block or the embedding, and of
         # the attention's output.
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
-        # By them a layer without RoPE rotates nothing: cosines 1, sines 0.
-        still = torch.zeros(8, config.head_dim // 2, device=model.device)
-        self._still = still + 1, still
         self._heads = {block: _heads(block) for block in self._layers}
+        # By them a layer without RoPE rotates nothing: cosines 1, sines 0.
+        sines = torch.zeros(FUSED_TOKENS, config.head_dim // 2, device=model.device)
+        unrotated = [model.layers[layer] for layer in config.nope_layers]
+        self._still = dict.fromkeys(unrotated, (sines + 1, sines))
         self._peaked: Tensor | None = None
         # Each kernel leaves the counters 0, and no two kernels run at once.
         self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
@@ -122,13 +124,12 @@ class FusedStep:
         gated_peak = self._peaks[0] if self._rounds(gate) else None
         down_peak = self._peaks[1] if self._rounds(down) else None
         attended_peak = None
-        rotary = place.rotary if block.attention.rotates else self._still
         q = launch_fused.project_heads(
             x,
             wqkv,
             self._split_counter,
             heads=self._heads[block],
-            place=(rotary, place.positions),
+            place=(self._still.get(block, place.rotary), place.positions),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,

@@ -1,8 +1,8 @@
 """How close a row's logits are to those of the model before it was quantized.
 
 `measure_closeness` has a row and its twin, the same row with nothing quantized, read a
-text. So its figures have what the row's scheme and its quantized cache cost, and
-nothing of its dtype.
+text. So its figures have what the row's scheme and its quantized cache cost. Both
+round to the row's dtype, in another order.
 
 `closeness_db` is a quick figure of every row. Its reference runs operator by operator
 in float32 over the text that the value check observed, with the weights as they were

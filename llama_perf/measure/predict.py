@@ -5,7 +5,6 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,7 +17,6 @@ from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
-from llama_perf.quantize.plugins import installed
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
@@ -78,10 +76,9 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
 
 
 def _is_bound(row: RowSpec, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether a scheme that is not ours cannot be tried on the model's widths."""
-    name, own = row.quantization, installed(row.quantization, row.kernels)
-    said = own is not None and own.bytes_per_weight is not None
-    if name is None or said or Scheme.parse(name).family != OWN:
+    """Whether a config of the row's own cannot be tried on the model's widths."""
+    name = row.quantization
+    if name is None or Scheme.parse(name, kernels=row.kernels).family != OWN:
         return False
     return any(
         own_bytes(name, rows, columns, dtype, row.device) is None
@@ -107,9 +104,7 @@ def model_bytes(
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
     linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
-    own = installed(scheme, kernels)
     unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
-    # What a package adds may be built on a GPU only as well.
     if parsed is not None and parsed.family != OWN and not unchecked:
         cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
@@ -126,13 +121,10 @@ def model_bytes(
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
-        if own is not None and own.bytes_per_weight is not None:
-            return math.ceil(rows * columns * own.bytes_per_weight)
-        scheme = Scheme.parse(name)
+        scheme = Scheme.parse(name, kernels=kernels)
         if scheme.family == OWN:
-            packed = own_bytes(scheme.name, rows, columns, dtype, device)
-            # Unquantized is an upper bound.
-            return linear_bytes(None, shape) if packed is None else packed
+            own = own_bytes(scheme.name, rows, columns, dtype, device)
+            return linear_bytes(None, shape) if own is None else own
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if name not in AUTOQUANT:

@@ -37,7 +37,7 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
-from llama_perf.quantize.plugins import installed
+from llama_perf.quantize.plugins import installed_scheme
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
@@ -163,7 +163,7 @@ def prepare_row(
         record_scheme(
             model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
         )
-    own = installed(row.quantization, row.kernels)
+    own = installed_scheme(row.quantization)
     own_product = own.fused_product if own is not None and row.fused else None
     options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
     engine = Engine(model, options)

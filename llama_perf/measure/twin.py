@@ -60,6 +60,8 @@ class Twin:
         chunks = [*_chunks(0, 0, len(text)), *_chunks(len(text), at, len(branch))]
         for index, block in enumerate(self._model.layers):
             self._progress(f"twin: layer {index + 1} of {config.n_layers}")
+            window = config.window(index) or 0
+            cache.window = window if window < longest else 0
             layer = self._reader.layer(index)
             weights = {name: self._moved(weight) for name, weight in layer.items()}
             del layer

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from llama_perf.errors import ValuesError
+from llama_perf.errors import SpecError, ValuesError
 from llama_perf.llama.attention import KVCache, Place, VisiblePositions
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.transformer import TransformerBlock, is_unquantized
@@ -146,7 +146,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
     limits_db = [_DTYPE_DB[row.dtype]]
-    if rounds_activations(prepared.quantization, row.kernels):
+    if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
     if is_config(prepared.quantization):
         limits_db.append(_CONFIG_DB)
@@ -314,7 +314,11 @@ def damaged_scale(engine: Engine) -> Iterator[None]:
         # It has no scale: its first row takes the place of one.
         scale: Tensor = weight.data[0]
     else:
-        name = next(name for name in weight.tensor_data_names if "scale" in name)
+        tensors = getattr(weight, "tensor_data_names", ())
+        name = next((name for name in tensors if "scale" in name), None)
+        if name is None:
+            need = "it needs weights with a tensor whose name has 'scale'"
+            raise SpecError("inject-damage", type(weight).__name__, need)
         scale = getattr(weight, name).view(-1)[:1]
     before = scale.clone()
     scale.mul_(1000)

@@ -9,8 +9,8 @@ import torch
 
 from llama_perf.errors import NotRunnable, SchemeError, UserError
 from llama_perf.rows.config_call import TORCHAO
-from llama_perf.rows.plugins import SCHEMES, offered
-from llama_perf.rows.schemes import OWN, Scheme, is_built_in
+from llama_perf.rows.plugins import SCHEMES, offers
+from llama_perf.rows.schemes import Scheme, is_built_in
 
 
 @contextmanager
@@ -25,9 +25,10 @@ def scheme_faults(name: str | None) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        package = _package(name)
+        if name is None or (package := _package_of(name)) is None:
+            raise
         for cause in _causes(error):
-            if package is None or (place := _place(cause, package)) is None:
+            if (place := place_in(cause, package)) is None:
                 continue
             line = f"{type(cause).__name__}: {first_line(cause)}, at {place}"
             if _lacks_package(cause, package):
@@ -36,17 +37,14 @@ def scheme_faults(name: str | None) -> Iterator[None]:
         raise
 
 
-def _package(name: str | None) -> str | None:
-    """The package that brings a scheme, as it is imported; None for one of ours."""
-    if name is None:
-        return None
-    scheme = Scheme.parse(name, kernels=OWN)
-    if scheme.config is not None:
-        return scheme.config.package
-    if scheme.family != OWN:
-        return None
-    offer = offered(SCHEMES, name, is_built_in, field="quantization")
-    return None if offer is None else offer.entry_point.module.partition(".")[0]
+def _package_of(name: str) -> str | None:
+    """The package whose code a scheme runs; None of one that is built in."""
+    if ":" in name:
+        config = Scheme.parse(name).config
+        return None if config is None else config.package
+    found = (offer for offer in offers(SCHEMES) if offer.name == name)
+    offer = None if is_built_in(name) else next(found, None)
+    return None if offer is None else offer.module_package
 
 
 def first_line(error: BaseException) -> str:
@@ -65,7 +63,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _place(error: BaseException, package: str) -> str | None:
+def place_in(error: BaseException, package: str) -> str | None:
     """The last line of the package's code that was running, None without one."""
     place = None
     for frame, line in traceback.walk_tb(error.__traceback__):

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -43,12 +44,26 @@ class Offer:
         return self.entry_point.load()
 
     @property
+    def parts(self) -> tuple[str, str]:
+        """The module and what of it is named, "a.b:c" being "a.b" and "c"."""
+        module, _, name = self.entry_point.value.partition(":")
+        return module.strip(), name.strip()
+
+    @property
+    def module_package(self) -> str:
+        """The package that is imported."""
+        return self.parts[0].partition(".")[0]
+
+    @property
     def home(self) -> Path | None:
         """The package's outermost folder, or its only module; None without one.
 
         Found without importing it.
         """
-        spec = find_spec(self.entry_point.module.partition(".")[0])
+        spec = None
+        # Of a name that is none.
+        with suppress(ValueError, ImportError):
+            spec = find_spec(self.module_package)
         if spec is None:
             return None
         if spec.submodule_search_locations:
@@ -112,8 +127,8 @@ def offered(
 
 def rows_file(offer: Offer) -> Path:
     """The TOML file of a set, "package:file.toml"; raises RecordError."""
-    _, *inner = offer.entry_point.module.split(".")
-    name = offer.entry_point.attr
+    module, name = offer.parts
+    _, *inner = module.split(".")
     if offer.home is not None and name.endswith(".toml"):
         path = offer.home.joinpath(*inner, name)
         if path.is_file():

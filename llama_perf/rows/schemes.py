@@ -21,8 +21,6 @@ AUTOQUANT = {
     "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
 """The schemes from which each autoquant chooses."""
-OWN = "own"
-"""The family and the kernels of a scheme that is the user's own."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
 FAMILIES: dict[str, tuple[str, ...]] = {
     "int8wo": _BOTH,
@@ -38,8 +36,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
 OWN = "own"
-"""The family of every config of torchao's or of a user's package, and the kernels of
-the latter."""
+"""The family of every config of torchao's or of a user's package, and of the schemes
+that installed packages add; and the kernels of all but torchao's."""
 
 # Families whose names have parameters; the name of any other is the scheme's.
 _WITH_GROUPS = ("int4wo", "uintx")

@@ -172,7 +172,7 @@ class RowSpec:
             )
 
     def _set_scheme(self, scheme: Scheme) -> None:
-        """Write a config in its one way, and set its kernels; raises SpecError."""
+        """Set the kernels of a user's scheme; write a config in its one way."""
         if scheme.family != OWN:
             return
         object.__setattr__(self, "quantization", scheme.name)
@@ -181,7 +181,7 @@ class RowSpec:
             need = f"leave it out: it is {kernels!r} for this scheme"
             raise SpecError("kernels", self.kernels, need)
         object.__setattr__(self, "kernels", kernels)
-        if scheme.config and self.name in (UNQUANTIZED, *FAMILIES):
+        if self.names_scheme and self.name in (UNQUANTIZED, *FAMILIES):
             need = "it is another scheme's, and here the name is the scheme's in the id"
             raise SpecError("name", self.name, need)
 
@@ -194,7 +194,7 @@ class RowSpec:
         if self.quantization is None:
             return UNQUANTIZED
         named = self.name if self.names_scheme else None
-        return named or Scheme.parse(self.quantization).token
+        return named or Scheme.parse(self.quantization, kernels=self.kernels).token
 
     @property
     def title(self) -> str | None:
@@ -296,12 +296,6 @@ class RowSpec:
 def _hash(work: dict[str, Any]) -> str:
     text = json.dumps(work, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_sampling(*, temperature: float, top_k: int | None) -> None:
-    """Raise SpecError unless tokens can be sampled with these values."""
-    check_bounds("top_k", top_k)
-    check_bounds("temperature", temperature)
 
 
 def cache_kind(quantization: bool | str) -> str | None:

@@ -38,11 +38,18 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         raise PromptError("messages: there are none; allowed: one or more")
     template = tokenizer.chat_template or _default_template(tokenizer)
     # A template gives an added token its meaning by writing it.
-    written = (t for t in tokenizer.added if t in template.text and not t.isspace())
-    control = sorted({*tokenizer.special, *written}, key=len, reverse=True)
-    marks = "|".join(map(re.escape, control)) or "(?!)"
-    typed = [_mark(message, marks) for message in messages]
+    written = {t for t in tokenizer.added if t in template.text and not t.isspace()}
+    special = _any_of({*tokenizer.special})
+    marks = _any_of({*tokenizer.special, *written})
+    # An answer's added tokens, around its thoughts, are the model's own.
+    typed = [_mark(m, special if m.role == "assistant" else marks) for m in messages]
     return _encode_marked(tokenizer, template.render(typed), marks)
+
+
+def _any_of(texts: set[str]) -> str:
+    """A pattern for any of `texts`, of two that begin alike for the longer one."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or "(?!)"
 
 
 # Around special tokens that people write: Unicode keeps these two from being text.

@@ -6,6 +6,7 @@ files, of models or of torch.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel
 
 from llama_perf.checkpoints.tokenizers.templates import ChatTemplate
-from llama_perf.errors import PromptError
+from llama_perf.errors import PromptError, TokenizerError, UserError
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -80,15 +81,19 @@ class Tokenizer:
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as they come, in parts that end in no half character."""
+        # Those since the last part, after those of the part before, on which the space
+        # before a word may depend.
         seen: list[int] = []
-        given = ""
+        given, before = "", 0
         for id in ids:
             seen.append(id)
             text = self.decode(seen)
             # An unfinished character decodes to the replacement mark.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(given) :]
-                given = text
+            if text.endswith("\N{REPLACEMENT CHARACTER}") or text == given:
+                continue
+            yield text[len(given) :]
+            seen = seen[before:]
+            given, before = self.decode(seen), len(seen)
         yield self.decode(seen)[len(given) :]
 
 
@@ -162,11 +167,31 @@ def tiktoken_tokenizer(
     )
 
 
-def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
-    """A tokenizer of the `tokenizers` package, in which some tokens are special."""
-    # A file may hold the settings of the training, which cut and pad what is encoded.
-    backend.no_truncation()
-    backend.no_padding()
+@contextmanager
+def backend_errors(source: str) -> Iterator[None]:
+    """Raise TokenizerError that names `source` for what `tokenizers` raises."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise TokenizerError(
+            f"{source}: damaged, or of a version that the package `tokenizers` does not"
+            f" read: {reason}"
+        ) from None
+
+
+def backend_tokenizer(
+    backend: Backend, *, bos_id: int | None, source: str
+) -> Tokenizer:
+    """A tokenizer of the `tokenizers` package, in which some tokens are special.
+
+    `source` is named where it cannot encode a text. Raises TokenizerError.
+    """
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise TokenizerError(f"{source}: the vocabulary is empty")
     tokens = backend.get_added_tokens_decoder()
     special = {token.content: id for id, token in tokens.items() if token.special}
     lacking: set[int] = set()
@@ -177,13 +202,14 @@ def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
     def encode(text: str, *, found: Found) -> list[int]:
         if lacking:
             _check_bytes(text, lacking)
-        if found == "none":
-            return _encode_bare(backend, text)
-        backend.encode_special_tokens = found != "special"
-        return backend.encode(text, add_special_tokens=False).ids
+        with backend_errors(source):
+            if found == "none":
+                return _encode_bare(backend, text)
+            backend.encode_special_tokens = found != "special"
+            return backend.encode(text, add_special_tokens=False).ids
 
     return Tokenizer(
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        vocab_size=max(ids) + 1,
         bos_id=bos_id,
         eos_ids=ends_of(special),
         special=special,

@@ -15,26 +15,10 @@ from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.weights_samples import PARAMS_JSON, file_refusal
 
-# How Meta's layers split their weights: ColumnParallelLinear, RowParallelLinear.
-SPLIT = {
-    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
-    **dict.fromkeys(("wo", "w2"), 1),
-}
-
 
 def parts_of(weights: dict[str, Tensor], count: int, embedding: int) -> list[Any]:
-    """What each of `count` processes holds; the embedding is split by a dimension."""
-    parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
-    for name, tensor in samples.split_qkv(weights).items():
-        dim = SPLIT.get(name.split(".")[-2])
-        if name == "tok_embeddings.weight":
-            dim = embedding
-        pieces = [tensor] * count if dim is None else tensor.chunk(count, dim)
-        for part, piece in zip(parts, pieces, strict=True):
-            part[name] = piece.clone()
-    for part in parts:
-        part["rope.freqs"] = torch.ones(4)
-    return parts
+    parts = samples.consolidated(samples.split_qkv(weights), count, embedding)
+    return [{**part, "rope.freqs": torch.ones(4)} for part in parts]
 
 
 def write(
@@ -135,6 +119,13 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     )
     message = fault({WQ: torch.ones(16)}, number=0)
     assert message.startswith(f"consolidated.01.pth: {WQ}: shape ")
+    parts = parts_of(samples.all_weights(), 2, 1)
+    for part in parts:
+        part["tok_embeddings.weight"] = torch.tensor(1.0)
+    assert file_refusal(write(tmp_path, parts)) == (
+        "tok_embeddings.weight: shape () is not allowed; params.json, for 2 parts"
+        " together, wants (48, 32)"
+    )
     (tmp_path / "consolidated.01.pth").write_bytes(b"PK")
     assert file_refusal(tmp_path).startswith("consolidated.01.pth: damaged, ")
 
@@ -152,8 +143,8 @@ def test_parts_that_are_missing(tmp_path: Path) -> None:
         assert file_refusal(tmp_path) == (
             f"{name} is missing; the last one is consolidated.02.pth"
         )
-    (tmp_path / "consolidated.copy.pth").touch()
+    (tmp_path / "consolidated.002.pth").touch()
     assert refusal(open_weights, tmp_path, error=WeightsError) == (
-        f"{tmp_path}: the file 'consolidated.copy.pth' is not allowed; allowed:"
+        f"{tmp_path}: the file 'consolidated.002.pth' is not allowed; allowed:"
         " consolidated.00.pth, consolidated.01.pth, ..."
     )

@@ -1,6 +1,7 @@
 """Names of models on the hub: found in its local cache, and never asked for."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,17 +13,20 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from llama_perf import load_model
+from llama_perf import load_model, save_model
+from llama_perf.checkpoints import hub
 from llama_perf.checkpoints.find import check_model, find_checkpoint, open_weights
 from llama_perf.checkpoints.hub import HubName, hub_name
 from llama_perf.checkpoints.load import open_model
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.errors import SpecError, TokenizerError, WeightsError
+from llama_perf.llama.presets import PRESETS
 from llama_perf.measure.prepare import predict_row, prepare_row
 from llama_perf.rows.selection import select
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.checkpoints import test_gguf
 from tests.correctness.checkpoints.test_safetensors import make_model
+from tests.correctness.support import weights_files
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
 
@@ -86,6 +90,8 @@ def test_a_name_with_and_without_a_revision(cache: Path) -> None:
     loaded = load_model(NAME)
     assert loaded.origin is not None
     assert loaded.origin.weights == f"safetensors:{SHORT}"
+    save = partial(refusal, save_model, loaded, "saved", error=TokenizerError)
+    assert save(tokenizer=NAME) == f"{snapshot}: no tokenizer in this checkpoint"
 
 
 def test_a_path_and_checkpoints_come_before_the_cache(
@@ -113,6 +119,15 @@ def test_a_gguf_in_the_cache_and_the_tokenizer_beside_it(cache: Path) -> None:
     assert reader.source == f"gguf:o/tiny-GGUF@{COMMIT[:12]}/{path.name}"
     assert found == snapshot
     assert find_tokenizer(snapshot) == snapshot / "tokenizer.model"
+
+
+def test_metas_files_in_a_snapshot(cache: Path) -> None:
+    folder = cache / "models--o--m" / "snapshots" / COMMIT / "original"
+    folder.mkdir(parents=True)
+    message = refusal(open_weights, folder, error=WeightsError)
+    assert message.endswith(f"; `hf download o/m --revision {COMMIT}` downloads it")
+    weights_files.consolidated(folder)
+    assert open_weights(folder).source == f"pth:o/m@{COMMIT[:12]}/original"
 
 
 def test_an_incomplete_snapshot_names_the_command(cache: Path) -> None:
@@ -161,7 +176,7 @@ ABSENT = f"{LLAMA} is not in the hub cache {{}}; `hf download {LLAMA}{{}}` downl
 
 
 def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
-    note = ABSENT.format(cache, "") + ": synthetic weights"
+    note = "synthetic weights: " + ABSENT.format(cache, "")
     assert check_model(LLAMA) == (note,)
     reader, path = open_model(LLAMA, checkpoints=None, **OPEN)
     assert (reader.source, reader.notes, path) == ("synthetic", (note,), None)
@@ -171,11 +186,21 @@ def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
     Path("meta-llama").mkdir()
     message = refusal(check_model, LLAMA, error=WeightsError)
     assert message == f"checkpoint: '{LLAMA}': no such file or folder"
-    message = refusal(check_model, "some-org/unknown", error=WeightsError)
-    assert message == (
+    open_unknown = partial(open_model, "some-org/unknown", checkpoints=None, **OPEN)
+    assert refusal(open_unknown, error=WeightsError) == (
         f"model: some-org/unknown is not in the hub cache {cache};"
         " `hf download some-org/unknown` downloads it"
     )
+
+
+def test_without_the_hubs_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download(cache)
+    monkeypatch.setattr(hub, "find_spec", lambda _: None)
+    assert find_checkpoint(NAME) is None
+    absent = "{} is not looked for: pip install huggingface_hub"
+    message = refusal(check_model, NAME, error=WeightsError)
+    assert message == "model: " + absent.format(NAME)
+    assert check_model(LLAMA) == ("synthetic weights: " + absent.format(LLAMA),)
 
 
 def test_no_name_on_the_hub(cache: Path) -> None:
@@ -203,14 +228,20 @@ def test_a_row_of_such_a_name(cache: Path) -> None:
     assert predict_row(named).model_size_bytes == tiny
 
 
-def test_a_row_of_made_up_weights_says_so(cache: Path) -> None:
+def test_a_row_of_made_up_weights_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny-2L", samples.TINY)
     told: list[str] = []
-    row = RowSpec(model="karpathy/stories15M", dtype="float32", device="cpu")
+    row = RowSpec(model="o/tiny-2L", dtype="float32", device="cpu")
     prepared = prepare_row(row, notify=told.append)
     assert prepared.weights == "synthetic"
     (note,) = prepared.weights_notes
     assert note in told
-    assert note.startswith(f"karpathy/stories15M is not in the hub cache {cache}; ")
+    absent = f"o/tiny-2L is not in the hub cache {cache}; "
+    assert note.startswith(f"synthetic weights: {absent}")
+    with pytest.warns(UserWarning, match=f"^{re.escape(note)}$"):
+        load_model("o/tiny-2L")
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path) -> None:

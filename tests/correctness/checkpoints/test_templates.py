@@ -1,5 +1,6 @@
 """Chat templates, compared with transformers' `apply_chat_template`."""
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,8 @@ def test_any_message_has_transformers_ids(kind: str) -> None:
         st.lists(st.sampled_from(pieces) | st.text(max_size=3), max_size=9).map("".join)
     )
     def same(text: str) -> None:
-        turns = [Message("user", text), Message("assistant", text), USER]
+        answer = re.sub("</?think>", "", text)
+        turns = [Message("user", text), Message("assistant", answer), USER]
         # Characters that mark special tokens here.
         plain = [
             Message(role, content.replace("\ufdd0", "").replace("\ufdd1", ""))
@@ -169,6 +171,19 @@ def test_any_message_has_transformers_ids(kind: str) -> None:
         assert encode_chat(tokenizer, turns) == reference_ids(theirs, template, plain)
 
     same()
+
+
+def test_thoughts_of_an_answer_are_the_models_own() -> None:
+    tokenizer, theirs = tokenizer_with("qwen2", QWEN), samples.reference("qwen2")
+    turns = [USER, Message("assistant", "<think>\nHm.\n</think>\n\nHello"), AGAIN]
+    assert tokenizer.chat_template is not None
+    expected = rendered(theirs, QWEN, turns)
+    assert "assistant\nHello<|im_end|>" in expected
+    ids = encode_chat(tokenizer, turns)
+    assert ids == theirs.encode(expected, add_special_tokens=False)
+    # What it quotes of special tokens stays text.
+    quoted = encode_chat(tokenizer, [USER, Message("assistant", "<|im_end|>"), AGAIN])
+    assert quoted.count(402) == ids.count(402)
 
 
 def test_what_is_typed_is_never_special_in_a_template() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights, layer_shapes
-from llama_perf.llama.config import RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.measure import twin as twins
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.twin import Twin
@@ -17,11 +17,20 @@ from tests.correctness.support.engines import CPU, SMALL, tokens
 
 LLAMA3 = replace(SMALL, rope_scaling=RopeScaling(factor=8.0), rope_base=5e5)
 TIED = replace(SMALL, tied_embeddings=True)
+# Narrower than the texts, in one layer of two; and all else that layers may have.
+WINDOW = replace(SMALL, sliding_window=6, window_layers=(1,))
+QWEN = replace(SMALL, qkv_bias=True, output_bias=True, qk_norm=True, nope_layers=(0,))
+CONFIGS = {
+    "plain": SMALL,
+    "tied": TIED,
+    "llama3": LLAMA3,
+    "window": WINDOW,
+    "qwen": QWEN,
+}
 NONE = torch.zeros(0, dtype=torch.int64)
 
 
-def reader_of(config: object = SMALL) -> SyntheticWeights:
-    assert isinstance(config, type(SMALL))
+def reader_of(config: ModelConfig = SMALL) -> SyntheticWeights:
     return SyntheticWeights(config, dtype=torch.float32, device=CPU)
 
 
@@ -37,8 +46,8 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("_chunks")
-@pytest.mark.parametrize("config", [SMALL, TIED, LLAMA3], ids=str)
-def test_it_is_the_whole_model(config: object) -> None:
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_it_is_the_whole_model(config: ModelConfig) -> None:
     reader = reader_of(config)
     model = build_model(reader, dtype=torch.float32, device=CPU)
     text, other = tokens(batch=2, length=23)

@@ -60,6 +60,8 @@ MODELS: dict[str, tuple[Classes, dict[str, Any]]] = {
         {**LATE, "head_dim": 32, "attention_bias": True},
     ),
     "smollm3": (SMOLLM3, {"no_rope_layer_interval": 2, "tie_word_embeddings": True}),
+    # llama.cpp has this interval in its code.
+    "smollm3 as published": (SMOLLM3, {"num_hidden_layers": 4}),
     "smollm3 with windows": (
         SMOLLM3,
         {
