@@ -15,7 +15,7 @@ from llama_perf.files import is_absent
 from llama_perf.llama.transformer import Origin
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.schemes import Scheme
-from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
+from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, check_choice
 from llama_perf.strict_json import from_plain, record
 from llama_perf.words import shown
 
@@ -24,6 +24,8 @@ CONTENT_KEY = "llama_perf_content"
 """The checksum of `model.pth`. Older versions refuse a record with one more field."""
 FORMAT: Final = 5
 """Counts up whenever the stored tensors change their layout or their classes."""
+SAVED_KERNELS = ("native", "torchao")
+"""The kernels whose weights are saved; those of other libraries are not."""
 
 
 @record
@@ -48,7 +50,7 @@ class Saved:
     def __post_init__(self) -> None:
         if self.scheme is not None:
             Scheme.parse(self.scheme, field="scheme")
-        kernels: tuple[str | None, ...] = KERNELS if self.scheme else (None,)
+        kernels: tuple[str | None, ...] = SAVED_KERNELS if self.scheme else (None,)
         check_choice("kernels", self.kernels, kernels)
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
         check_choice("device", self.device, DEVICES)

@@ -240,7 +240,7 @@ def _check_save(row: RowSpec) -> None:
     if row.quantization is None:
         raise UserError("save: it saves a quantized model: give --quantization")
     check_new_folder("save", _saved_folder(row))
-    if row.kernels == "torchao":
+    if row.kernels != "native":
         # Whether torchao's tensors can be saved has to be tried.
         check_scheme_savable(
             row.quantization,

@@ -22,8 +22,10 @@ from llama_perf.rows.spec import RowSpec
 
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
-# torchao's schemes that only a GPU can build: whether they fit is not checked here.
+# Of torchao, schemes that only a GPU can build: whether they fit is not checked here.
 _BUILT_ONLY_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
+# They need not be installed where sizes are asked for.
+_OPTIONAL = ("gemlite", "bitsandbytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +86,10 @@ def model_bytes(
     linears = {f"layers.0.{name}": shape for name, shape in config.linears.items()}
     output = (config.vocab_size, config.dim)
     parsed = None if scheme is None else Scheme.parse(scheme)
-    unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
+    unchecked = parsed is not None and (
+        kernels in _OPTIONAL
+        or (kernels == "torchao" and parsed.family in _BUILT_ONLY_ON_CUDA)
+    )
     if parsed is not None and not unchecked:
         cpu, shapes = torch.device("cpu"), {**linears, "output": output}
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
@@ -100,6 +105,8 @@ def model_bytes(
         scheme = Scheme.parse(name)
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
+        if kernels in _OPTIONAL:
+            return _library_bytes(scheme, rows, columns, dtype)
         if name not in AUTOQUANT:
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
@@ -130,3 +137,18 @@ def _torchao_bytes(
     # float8 has a float32 scale for each row or for the weight, int8 an int8 zero too.
     scales = 1 if scheme.family == "float8dq-tensor" else rows
     return rows * columns + scales * (5 if scheme.family.startswith("int8") else 4)
+
+
+def _library_bytes(scheme: Scheme, rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Bytes as gemlite and bitsandbytes keep a weight.
+
+    A bitsandbytes that multiplies four bits fast on a CPU has scales of half the size.
+    """
+    if scheme.family in ("nf4", "fp4"):
+        return rows * columns // 2 + 4 * rows * columns // 64
+    if scheme.group_size is not None:
+        # A scale and a zero for every group.
+        groups = rows * columns // scheme.group_size
+        bits = scheme.bits or 4
+        return rows * columns * bits // 8 + 2 * groups * dtype.itemsize
+    return rows * columns + 4 * rows

@@ -209,6 +209,11 @@ def _open_row(
         from llama_perf.quantize.torchao_schemes import check_compiled
 
         check_compiled(str(as_run.quantization), device)
+    if row.compile and as_run.quantization == "llm-int8":
+        raise NotRunnable(
+            "llm-int8 chooses columns by their values, which torch.compile cannot:"
+            " leave out compile"
+        )
     _check_memory(as_run, reader, device)
     return quantizer, reader
 

@@ -140,8 +140,9 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db, scheme = [_DTYPE_DB[row.dtype]], prepared.quantization or ""
-    if "dq" in scheme or scheme.startswith("autoquant"):
+    limits_db = [_DTYPE_DB[_product_dtype(row, engine)]]
+    scheme = prepared.quantization or ""
+    if "dq" in scheme or scheme.startswith(("autoquant", "llm-int8")):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -184,6 +185,13 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = (power / noise).min() if worst else power.sum() / noise.sum()
     return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+
+
+def _product_dtype(row: RowSpec, engine: Engine) -> str:
+    """What products are rounded to: a library may have another dtype than the row."""
+    block: Any = engine.model.layers[0]
+    dtype = getattr(block.attention.wo.weight, "product_dtype", row.dtype)
+    return str(dtype).removeprefix("torch.")
 
 
 def _runs_modules(row: RowSpec, engine: Engine) -> bool:

@@ -102,8 +102,8 @@ class RowSpec:
             raise SpecError("quantization", self.quantization, need)
         if self.quantization is not None:
             Scheme.parse(self.quantization)
-        elif self.kernels == "torchao":
-            need = "an unquantized row has no torchao kernels"
+        elif self.kernels != "native":
+            need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
         check_choice("engine", self.engine, ENGINES)
