@@ -22,6 +22,7 @@ from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama import attention, decode_step
 from llama_perf.llama.attention import Place, VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep, InjectedSteps
+from llama_perf.llama.engine_weights import EngineWeights
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
@@ -71,7 +72,7 @@ def generate(
     )
 
 
-class Engine:
+class Engine(EngineWeights):
     """A model with its caches, ready to generate.
 
     The first `filled` positions are the same for every prompt, which starts behind

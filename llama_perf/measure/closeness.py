@@ -21,7 +21,7 @@ def closeness_db(prepared: PreparedRow, observed: Observed) -> float | None:
     None where the unquantized weights are not at hand, and for a row with positions
     that were filled before, which the reference would have to read as well.
     """
-    weights, model = prepared.unquantized, prepared.engine.model
+    weights, model = prepared.unquantized, prepared.engine.architecture
     if weights is None or prepared.engine.filled:
         return None
     text, places = (part[:SEQUENCES] for part in observed.text())

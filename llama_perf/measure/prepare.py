@@ -25,6 +25,7 @@ from llama_perf.kernels import cpp_library
 from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill
@@ -61,7 +62,7 @@ class PreparedRow:
     """
 
     row: RowSpec
-    engine: Engine
+    engine: RowEngine
     prompt: Tensor
     weights: str
     build_s: float

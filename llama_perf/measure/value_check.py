@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from llama_perf.errors import ValuesError
-from llama_perf.llama.attention import KVCache, Place, VisiblePositions
-from llama_perf.llama.engine import Engine
-from llama_perf.llama.transformer import TransformerBlock, is_unquantized
+from llama_perf.llama.attention import CAUSAL, KVCache, Place, VisiblePositions
+from llama_perf.llama.layers import rotary
+from llama_perf.llama.row_engine import RowEngine
+from llama_perf.llama.transformer import is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import ValueCheck
@@ -187,57 +189,62 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
-def _product_dtype(row: RowSpec, engine: Engine) -> str:
+def _product_dtype(row: RowSpec, engine: RowEngine) -> str:
     """What products are rounded to: a library may have another dtype than the row."""
-    block: Any = engine.model.layers[0]
-    dtype = getattr(block.attention.wo.weight, "product_dtype", row.dtype)
+    dtype = getattr(engine.output_projection, "product_dtype", row.dtype)
     return str(dtype).removeprefix("torch.")
 
 
-def _runs_modules(row: RowSpec, engine: Engine) -> bool:
-    """Whether it does as the reference would, of weights that show their codes."""
-    if row.compile or row.capture or row.fused:
+def _runs_modules(row: RowSpec, engine: RowEngine) -> bool:
+    """Whether it does as the reference would, of weights that show their codes.
+
+    Another library's engine is always compared with what this project's modules do.
+    """
+    same = row.engine == "llama-perf"
+    if same and (row.compile or row.capture or row.fused):
         return False
-    block: Any = engine.model.layers[0]
     with suppress(NotImplementedError):
-        _float(block.attention.wo.weight)
+        _float(engine.output_projection)
         return True
     return False
 
 
-def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tensor:
+def _reference(engine: RowEngine, observed: Observed, *, dequantized: bool) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
-    model, start = engine.model, engine.filled
     text, places = observed.text()
+    if not dequantized:
+        return engine.plain_logits(text, places)[:SEQUENCES]
+    model, start = engine.architecture, engine.filled
     end = start + text.shape[1]
+    layers = map(partial(engine.layer_weights, read=_float), count())
 
-    def run_wide(block: Any, x: Tensor, cache: KVCache, place: Place) -> Any:
+    def run_wide(block: Any, x: Tensor, cache: KVCache | None, place: Place) -> Any:
         """In float32, over a copy of the block's cache as long as the text."""
+        weights = next(layers)
+        if cache is None:
+            return functional_call(block, weights, (x.float(), None, place))
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
         wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
-        return functional_call(block, _wide(block), (x.float(), wide, place))
+        return functional_call(block, weights, (x.float(), wide, place))
 
+    positions = torch.arange(start, end, device=text.device)
     x = model.hidden(
         text,
-        torch.arange(start, end, device=model.device),
+        positions,
         caches=engine.caches,
-        visible=VisiblePositions(end=end),
-        run_block=run_wide if dequantized else TransformerBlock.forward,
+        visible=CAUSAL if engine.caches is None else VisiblePositions(end=end),
+        run_block=run_wide,
+        started=(engine.embedded(text), rotary(model.frequencies(), positions)),
     )
     rows = torch.arange(min(len(x), SEQUENCES), device=x.device)[:, None]
-    x = x[rows, places[:SEQUENCES]]
-    if dequantized:
-        normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
-        return normed @ _float(model.output.weight).T
-    return model.head(x).float()
-
-
-def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: _float(weight) for name, weight in module.named_parameters()}
+    final = engine.final_weights(_float)
+    norm = {"weight": final["norm.weight"]}
+    normed: Tensor = functional_call(model.norm, norm, (x[rows, places[:SEQUENCES]],))
+    return normed @ final["output.weight"].T
 
 
 def _float(weight: Tensor) -> Tensor:
@@ -294,10 +301,9 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _damaged(engine: Engine) -> Iterator[None]:
+def _damaged(engine: RowEngine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
-    block: Any = engine.model.layers[0]
-    weight = block.attention.wo.weight
+    weight: Any = engine.output_projection
     if is_unquantized(weight):
         # It has no scale: its first row takes the place of one.
         scale: Tensor = weight.data[0]
