@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from llama_perf.checkpoints.load import load_model as load_model
     from llama_perf.checkpoints.save import save_model as save_model
     from llama_perf.llama.engine import generate as generate
+    from llama_perf.llama.fused_product import FusedProduct as FusedProduct
     from llama_perf.llama.options import EngineOptions as EngineOptions
     from llama_perf.llama.options import Sampling as Sampling
     from llama_perf.quantize.apply import quantize_model as quantize_model
+    from llama_perf.quantize.plugins import OwnScheme as OwnScheme
 
 # torch's wheels for arm64 bring mimalloc, which reads this when torch is loaded. By
 # itself it keeps what a row freed, and the next row's peak would be too small.
@@ -30,6 +32,8 @@ _HOMES = {
     "generate": "llama_perf.llama.engine",
     "EngineOptions": "llama_perf.llama.options",
     "Sampling": "llama_perf.llama.options",
+    "OwnScheme": "llama_perf.quantize.plugins",
+    "FusedProduct": "llama_perf.llama.fused_product",
 }
 __all__ = list(_HOMES)
 

@@ -63,6 +63,10 @@ class WeightsError(UserError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class MissingFileError(WeightsError):
+    """A checkpoint lacks a file that belongs to it."""
+
+
 class SaveError(UserError):
     """A model cannot be saved: its tensors cannot be stored, or the disk is full."""
 
@@ -85,6 +89,10 @@ class WriteError(UserError):
 
 class ValuesError(UserError):
     """A row computes wrong values, so its speed means nothing: it ends INVALID."""
+
+
+class SchemeError(UserError):
+    """A scheme of the user's own raised: its row ends INVALID, with the place."""
 
 
 class NotRunnable(UserError):

@@ -56,6 +56,17 @@ def is_absent(path: Path) -> bool:
     return False
 
 
+def is_missing(path: Path) -> bool:
+    """Whether nothing is at `path`, or a link there leads nowhere."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def read_bytes(path: Path, *, error: type[UserError], most: int | None = None) -> bytes:
     """The bytes of a file, `most` at most; raises `error` that names it and the reason.
 

@@ -21,13 +21,16 @@ class Rule(Enum):
     GROWTH = "worse if it changed by more than a share"
     WORK = "the same, if autoquant chose the same formats: `gate/verdict.py`"
     COUNT = "worse if there are more of them: `gate/verdict.py`"
+    CLOSENESS = "compared where both read the same text: `gate/closeness.py`"
 
 
 @dataclass(frozen=True, slots=True)
 class LimitField:
     """A limit that users may set, and its default, another one on some devices.
 
-    A share of a loss is below 1. Limits with `integral` are bytes, or counts.
+    A share of a loss is below 1. Limits with `integral` are bytes, or counts. One with
+    a `unit` is an amount in it. `of_drawn` is the default of rows whose codes are drawn
+    as they run: `gate/judgements.py`.
     """
 
     name: str
@@ -36,9 +39,13 @@ class LimitField:
     by_device: Mapping[str, float] = field(default_factory=dict)
     is_loss: bool = False
     integral: bool = False
+    unit: str = ""
+    of_drawn: float | None = None
 
-    def on(self, device: str) -> float:
+    def on(self, device: str, *, is_drawn: bool = False) -> float:
         """The default on a device."""
+        if is_drawn and self.of_drawn is not None:
+            return self.of_drawn
         return self.by_device.get(device, self.default)
 
 
@@ -48,7 +55,8 @@ class Column:
 
     `name` is what `--columns` calls it. `change` has the name of the column that
     follows it, and the title of the metric whose change stands there. A table has a
-    column that is not usual only where it is named.
+    column that is not usual only where it is named. One with a `fallback` shows that
+    field of a row without the metric, and is usual where any row has the metric itself.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Column:
     scale: float = 1.0
     change: tuple[str, str] | None = None
     is_usual: bool = True
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,9 @@ class Metric:
 
     `source` is the field or property of a measurement, dotted for one of its records.
     `digits` are for reasons. The first of `limits` is that of its change; a second one
-    of GROWTH is an amount that never counts.
+    of GROWTH or CLOSENESS is an amount that never counts. Its change is a share, or a
+    `difference` in the unit that this names. `flat_name` is its name in a flat line, if
+    that is not its field's.
     """
 
     title: str
@@ -76,11 +87,18 @@ class Metric:
     more_is_better: bool = False
     digits: int = 3
     limits: tuple[LimitField, ...] = ()
+    difference: str = ""
+    flat_name: str = ""
 
     @property
     def name(self) -> str:
         """What an option calls it: its column's name, or else its field's."""
-        return self.column.name if self.column else self.source.rpartition(".")[2]
+        return self.column.name if self.column else self.field
+
+    @property
+    def field(self) -> str:
+        """Its name in a flat line."""
+        return self.flat_name or self.source.rpartition(".")[2]
 
     def read(self, measurement: object) -> float | None:
         """The metric's value, None if it was not measured."""
@@ -93,6 +111,16 @@ class Metric:
         if self.source.endswith("_bytes"):
             return f"{value / 1e9:.{self.digits}f} GB"
         return f"{value:.{self.digits}f}"
+
+    def shown_change(self, change: float) -> str:
+        """A change as reasons write it, such as "-6.9%" or "-1.20 dB"."""
+        if self.difference:
+            return f"{change:+.{self.digits}f} {self.difference}"
+        return f"{change:+.1%}"
+
+    def shown_limit(self, limit: float) -> str:
+        """The limit of a change in words."""
+        return f"{limit:g} {self.difference}" if self.difference else f"{limit:.1%}"
 
 
 def value_of(measurement: object, source: str) -> Any:
@@ -120,6 +148,10 @@ _CALLS = "growth of kernels in a decoding step; of operators on a CPU"
 _MORE = "how many more are allowed"
 _COMPILING = "growth, if both compiled anew"
 _SECONDS = "growth of the time to compile, in seconds, that never counts"
+_FARTHER = "loss of dB; none counts above 60 dB"
+_DIVERGING = "growth of the Kullback-Leibler divergence"
+_ON_TEXT = "growth on the text"
+_NATS = "its growth, in nats, that never counts"
 
 TOK_S = Metric(
     "tok/s",
@@ -252,11 +284,62 @@ METRICS = (
         Rule.SHOWN,
         Column("check", "check dB", 0),
     ),
+    Metric("closeness to the unquantized model", "closeness_db", Rule.SHOWN),
+    # Over a text, where it was asked for: docs/gate-why.md has how much they vary.
     Metric(
-        "closeness to the unquantized model",
-        "closeness_db",
-        Rule.SHOWN,
-        Column("closeness", "closeness dB", 1, is_usual=False),
+        "closeness to the twin (dB)",
+        "closeness.db",
+        Rule.CLOSENESS,
+        Column(
+            *("closeness", "closeness dB", 1),
+            change=("closeness-change", "closeness to the twin (dB)"),
+            fallback="closeness_db",
+        ),
+        more_is_better=True,
+        digits=2,
+        limits=(LimitField("closeness_db", _FARTHER, 0.5, unit="dB", of_drawn=2.0),),
+        difference="dB",
+        flat_name="text_closeness_db",
+    ),
+    Metric(
+        "divergence from the twin (nats)",
+        "closeness.kl_nats",
+        Rule.CLOSENESS,
+        Column("kl", "KL nats", 4, is_usual=False),
+        digits=5,
+        limits=(
+            LimitField("closeness_kl", _DIVERGING, 0.15, of_drawn=0.40),
+            LimitField("closeness_kl_nats", _NATS, 0.0005, unit="nats"),
+        ),
+    ),
+    Metric(
+        "perplexity",
+        "closeness.perplexity",
+        Rule.CLOSENESS,
+        Column("perplexity", "perplexity", 2, is_usual=False),
+        digits=2,
+        limits=(LimitField("closeness_perplexity", _ON_TEXT, 0.03, of_drawn=0.06),),
+    ),
+    Metric(
+        "perplexity by the twin's",
+        "closeness.perplexity_ratio",
+        Rule.CLOSENESS,
+        Column("perplexity-ratio", "perplexity ratio", 3, is_usual=False),
+    ),
+    Metric(
+        "share of the twin's top-1 tokens",
+        "closeness.top1_share",
+        Rule.CLOSENESS,
+        Column("top1", "top-1 %", 1, scale=100, is_usual=False),
+        more_is_better=True,
+    ),
+    Metric(
+        "greedy tokens like the twin's",
+        "closeness.same_greedy_tokens",
+        Rule.CLOSENESS,
+        Column("greedy", "same greedy tokens", 0, is_usual=False),
+        more_is_better=True,
+        digits=0,
     ),
 )
 LIMIT_FIELDS = {limit.name: limit for metric in METRICS for limit in metric.limits}

@@ -137,6 +137,8 @@ def _parsed(parse: Callable[[], T], form: str, *, source: str, error: ErrorKind)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")
 _TYPES = (("bool",), ("str",), ("int",), ("float",))
+# A list, a map or a record of ours, as one of a field's several types.
+_INNER = re.compile(r"(list|dict|tuple)\[.+\]|_[A-Z]\w+")
 # What each of pydantic's errors misses, in words.
 _WANTED = {
     "bool_type": "true or false",
@@ -146,6 +148,7 @@ _WANTED = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "tuple_type": "a list",
+    "list_type": "a list",
     "dict_type": "an object",
     "dataclass_type": "an object",
 }
@@ -155,7 +158,7 @@ _LONGEST = 60
 
 def _field(problem: ErrorDetails) -> tuple[int | str, ...]:
     """Where it is. Of a field with several types each of them is a problem."""
-    place = problem["loc"]
+    place = tuple(part for part in problem["loc"] if not _INNER.fullmatch(str(part)))
     return place[:-1] if place[-1:] in _TYPES else place
 
 

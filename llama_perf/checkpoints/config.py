@@ -62,15 +62,21 @@ _ALLOWED_ROPE = {"rope_type": ("default", "llama3")}
 T = TypeVar("T")
 
 
-def folder_config(folder: Path) -> tuple[ModelConfig, str]:
+def folder_config(
+    folder: Path, *, vocab_size: Callable[[], int]
+) -> tuple[ModelConfig, str]:
     """The configuration of a `model.pth` in `folder`, and where it was found.
 
     From `config.json` (Hugging Face), else `params.json` (Meta), else the preset that
-    the folder's name means. Raises WeightsError.
+    the folder's name means. Meta's say -1 for the vocabulary of Llama 1 and 2, which
+    `vocab_size` then tells from the weights. Raises WeightsError.
     """
     for name, read in (("config.json", from_hugging_face), ("params.json", from_meta)):
         if not is_absent(folder / name):
-            return read(read_json(folder / name), source=str(folder / name)), name
+            fields, source = read_json(folder / name), str(folder / name)
+            if read is from_meta and fields.get("vocab_size") == -1:
+                fields["vocab_size"] = vocab_size()
+            return read(fields, source=source), name
     if (known := preset_name(folder.absolute().name)) is not None:
         return PRESETS[known], f"the preset {known}, from the folder's name,"
     raise WeightsError(

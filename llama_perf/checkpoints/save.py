@@ -4,7 +4,7 @@
 the model and, in the field `llama_perf`, the scheme, the kernels, the dtype and the
 versions it was saved with; the tokenizer lies in the same folder if one is given. The
 folder appears whole or not at all. Knows no scheme and none of its tensors; reading is
-`llama_perf.checkpoints.formats`'s.
+`llama_perf.checkpoints.pth`'s.
 """
 
 import io
@@ -34,7 +34,7 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.registry import import_all
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 
 
 def save_model(
@@ -94,9 +94,12 @@ def save_model(
 
 def _describe(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
+    if origin.kernels == OWN:
+        raise not_saved(str(origin.scheme))
     packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
-        Scheme.parse(scheme, field="scheme")
+        if Scheme.parse(scheme, field="scheme").family == OWN:
+            raise not_saved(scheme)
         if not packed or origin.scheme not in (None, scheme):
             reason = f"the model is {origin.scheme or 'not quantized'}"
             raise SpecError("scheme", scheme, reason)
@@ -162,6 +165,8 @@ def check_scheme_savable(
     Quantizes one small layer, so that a run need not be over before one knows; one in
     each scheme that autoquant may choose.
     """
+    if kernels == OWN:
+        raise not_saved(scheme)
     for name in AUTOQUANT.get(scheme, (scheme,)):
         if name == UNQUANTIZED:
             continue
@@ -174,6 +179,15 @@ def check_scheme_savable(
             check_savable([probe.weight])
         except SaveError as error:
             raise SaveError(f"scheme {name} on {kernels} kernels: {error}") from None
+
+
+def not_saved(scheme: str) -> SaveError:
+    """The error of saving weights of a class that is not this project's or torchao's.
+
+    Loading could not tell a damaged one, and would have to trust its code.
+    """
+    need = "only built-in schemes are saved"
+    return SaveError(f"scheme {scheme}: it is of your own; {need}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,13 +3,13 @@
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 from llama_perf.errors import NotRunnable, RecordError, TooLarge, UserError
 from llama_perf.results import baselines
-from llama_perf.rows import selection
+from llama_perf.rows import plugins, selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.read_options import add_shared, request_of
 from llama_perf.words import counted
@@ -32,7 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     import torch
 
-    from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint, open_model
+    from llama_perf.checkpoints.find import SMOLLM2, find_checkpoint
+    from llama_perf.checkpoints.load import open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
     from llama_perf.kernels import cpp_library
@@ -73,7 +74,31 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
     check = partial(check_runnable, open_model=cache(open_model))
     for name in selection.set_names():
-        yield f"set {name}", _runnable(name, check)
+        yield f"set {name}", _runnable(selection.load_set(name), check)
+    yield from _installed(check)
+
+
+def _installed(check: Callable[[RowSpec], None]) -> Iterator[tuple[str, str]]:
+    """What other packages add, and what is wrong with it."""
+    from llama_perf.quantize.plugins import own_scheme
+
+    for offer in plugins.offers(plugins.SCHEMES):
+        try:
+            scheme = own_scheme(offer.name)
+        except UserError as error:
+            finding = f"error: {error}"
+        else:
+            fused = ", fused" if scheme.fused_product is not None else ""
+            finding = f"{offer.place}: on {', '.join(scheme.devices)}{fused}"
+        yield f"scheme {offer.name}", finding
+    for offer in plugins.offers(plugins.SETS):
+        try:
+            selection.installed_set(offer.name)
+            can_run = _runnable(selection.load_installed(offer), check)
+            finding = f"{offer.place}: {can_run}"
+        except UserError as error:
+            finding = f"error: {error}"
+        yield f"set {offer.name}", finding
 
 
 def _baseline(folder: Path, device_key: str) -> str:
@@ -86,11 +111,10 @@ def _baseline(folder: Path, device_key: str) -> str:
     return str(path) if found else f"none yet ({path})"
 
 
-def _runnable(set_name: str, check: Callable[[RowSpec], None]) -> str:
+def _runnable(rows: Sequence[RowSpec], check: Callable[[RowSpec], None]) -> str:
     """How many rows of a set `check` allows, and why it refuses the others."""
     missing: Counter[str] = Counter()
     too_large: list[TooLarge] = []
-    rows = selection.load_set(set_name)
     for row in rows:
         try:
             check(row)

@@ -34,7 +34,8 @@ FLAGS: dict[str, tuple[object, str]] = {
     "temperature": (0.8, "0 is greedy"),
     "checkpoint_path": (
         CHECKPOINT,
-        "a folder, model.pth, .gguf, or a preset's name for synthetic weights",
+        "a folder, model.pth, .gguf, owner/name in the hub cache, or a preset's name"
+        " for synthetic weights",
     ),
     "quantization": (None, "a scheme, such as int8wo"),
     "kernels": (None, "native or torchao"),

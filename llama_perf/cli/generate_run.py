@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llama_perf import report as reports
-from llama_perf.checkpoints import load
+from llama_perf.checkpoints import find, load
 from llama_perf.checkpoints.save import check_scheme_savable, save_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat, is_chat_model
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
@@ -28,6 +29,7 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError, UserError
 from llama_perf.files import append_line, check_new_folder, writing
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.engine import Engine
 from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
@@ -49,12 +51,12 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if arguments.save:
         _check_save(row)
-    checkpoint, vocab_size = load.find_checkpoint(arguments.checkpoint_path), None
+    checkpoint, vocab_size = find.find_checkpoint(arguments.checkpoint_path), None
     tokenizer: Tokenizer | None = None
     if checkpoint is None:
-        load.check_model(arguments.checkpoint_path)
+        find.check_model(arguments.checkpoint_path)
     else:
-        opened = load.open_weights(checkpoint)
+        opened = find.open_weights(checkpoint)
         vocab_size, made_for = opened.config.vocab_size, opened.origin.kernels
         if made_for is not None and arguments.kernels not in {None, made_for}:
             reason = f"{checkpoint} was saved for {made_for}"
@@ -125,8 +127,10 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
         )
         append_line(Path(arguments.write_result), line)
     if arguments.save:
-        model, source = prepared.engine.model, None if tokenizer is None else checkpoint
-        folder = save_model(model, _saved_folder(row), tokenizer=source)
+        source = None if tokenizer is None else checkpoint
+        folder = save_model(
+            _engine_of(prepared).model, _saved_folder(row), tokenizer=source
+        )
         print(f"saved: {folder.absolute()}")
     report = _report_of(row, measurement, started)
     return code_of(reports.write_all(report, arguments.report))
@@ -295,24 +299,23 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
                 history.clear()
 
 
+def _engine_of(prepared: PreparedRow) -> Engine:
+    assert isinstance(prepared.engine, Engine), "no option asks for another one"
+    return prepared.engine
+
+
 def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     """Print the answer to a prompt of these ids as it comes; returns it."""
-    row, engine = prepared.row, prepared.engine
+    row, engine = prepared.row, _engine_of(prepared)
     prompt = torch.tensor([ids], device=engine.model.device)
     free = row.allocated_positions - engine.filled - len(ids)
     max_new_tokens = min(row.max_new_tokens, free)
     engine.check_prompt(prompt, max_new_tokens=max(max_new_tokens, 1))
     stream = engine.stream(prompt, **prepared.request(count=max_new_tokens))
-    new: list[int] = []
-    shown = ""
-    for token in map(int, stream):
-        if token in tokenizer.eos_ids:
-            break
-        new.append(token)
-        text = tokenizer.decode(new)
-        # An unfinished character decodes to the replacement mark: wait for the rest.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+    new = takewhile(lambda id: id not in tokenizer.eos_ids, map(int, stream))
+    answer = ""
+    for part in tokenizer.decode_stream(new):
+        print(part, end="", flush=True)
+        answer += part
     print()
-    return tokenizer.decode(new)
+    return answer

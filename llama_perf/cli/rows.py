@@ -8,7 +8,7 @@ from dataclasses import asdict
 from tabulate import tabulate
 
 from llama_perf.errors import UserError
-from llama_perf.rows import selection
+from llama_perf.rows import plugins, selection
 from llama_perf.rows.schemes import AUTOQUANT, Scheme
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.read_options import add_shared, request_of
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     asked = request_of(arguments)
     named = asked.set is not None or asked.rows is not None
     rows = asked.selected(None if named else selection.every_row())
-    notes: list[str] = []
+    notes = _places(None if asked.rows else asked.set, every=not named)
     sizes = [_predicted(row, notes) if arguments.predict else {} for row in rows]
     if arguments.predict and any(row.quantization in AUTOQUANT for row in rows):
         notes.append("autoquant chooses on its device: the sizes are lower bounds")
@@ -69,7 +69,27 @@ def _built(row: RowSpec) -> bool:
     """Whether the row's scheme exists for its kernels."""
     if row.quantization is None:
         return True
-    return row.kernels in Scheme.parse(row.quantization).kernels
+    scheme = Scheme.parse(row.quantization, kernels=row.kernels)
+    return row.kernels in scheme.kernels
+
+
+def _places(name: str | None, *, every: bool) -> list[str]:
+    """Where the sets that are listed come from, if not from llama-perf itself.
+
+    Of `every` set also what is wrong with one, which the list then lacks.
+    """
+    notes = []
+    for offer in plugins.offers(plugins.SETS):
+        if not every and offer.name != name:
+            continue
+        source = f"set {offer.name}: from {offer.place}"
+        try:
+            selection.installed_set(offer.name)
+            selection.load_installed(offer)
+        except UserError as error:
+            source = f"set {offer.name}: not listed: {error}"
+        notes.append(source)
+    return notes
 
 
 def _predicted(row: RowSpec, notes: list[str]) -> dict[str, float | None]:

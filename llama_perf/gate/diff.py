@@ -20,7 +20,7 @@ from llama_perf.gate.evidence import Judgement, Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import as_share, relative_change
 from llama_perf.gate.verdict import judge, more_work, refusal
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule
+from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule, value_of
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.diff import (
     Diff,
@@ -295,6 +295,12 @@ def _metric(
     gate: DiffGate,
 ) -> DiffMetric:
     values = [None if row is None else _value(metric, row) for row in rows]
+    fallback = metric.column and metric.column.fallback
+    if fallback and not any(value is not None for value in values):
+        # Only like is compared with like.
+        values = [
+            None if row is None else value_of(row.measurement, fallback) for row in rows
+        ]
     then, *others = values
     changes = [
         relative_change(value, then) if then and value is not None else None

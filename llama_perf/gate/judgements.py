@@ -23,33 +23,54 @@ from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import MetricChange, RowResult
 from llama_perf.rows.limit_overrides import Limits, ProjectLimits
+from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.spec import RowSpec
 
 _BY_TITLE = {metric.title: metric for metric in METRICS}
+# Families that round weights only, which have the same codes on every device.
+_OF_WEIGHTS = {"int8wo", "float8wo", "fp6", "sparse-marlin", "int4wo", "uintx"}
 _SPEED_RATIO = Metric("any other", "tok_s", Rule.SPEED, more_is_better=True)
 
 
 def limits_of(row: RowSpec, project: ProjectLimits = ()) -> Limits:
     """A row's limits: its device's, then the project's, then its own."""
-    defaults = {name: limit.on(row.device) for name, limit in LIMIT_FIELDS.items()}
+    is_drawn = _draws_codes(row)
+    defaults = {
+        name: limit.on(row.device, is_drawn=is_drawn)
+        for name, limit in LIMIT_FIELDS.items()
+    }
     overrides = [limits for glob, limits in project if fnmatchcase(row.id, glob)]
     return Limits(ChainMap(row.limits or {}, *reversed(overrides), defaults))
+
+
+def _draws_codes(row: RowSpec) -> bool:
+    """Whether a row may round as it runs: its activations, or keys and values.
+
+    Where two codes are equally near, the last bit of a sum draws one of them, another
+    one on another device. A scheme that is not known may do so.
+    """
+    if row.kv_cache is not None:
+        return True
+    scheme = row.quantization
+    return scheme is not None and Scheme.parse(scheme).family not in _OF_WEIGHTS
 
 
 def metric_change(
     title: str, before: float, now: float, limit: float | None = None
 ) -> MetricChange:
-    """The change from `before` > 0 to `now`: worse by more than `limit`, a share.
+    """The change from `before` to `now`: worse by more than `limit`, a share.
 
-    A title that is no metric's is that of a ratio of speeds.
+    It is a difference, as is its limit, where the metric's is, and `before` > 0
+    otherwise. A title that is no metric's is that of a ratio of speeds.
     """
-    share = relative_change(now, before)
-    loss = -share if _BY_TITLE.get(title, _SPEED_RATIO).more_is_better else share
+    metric = _BY_TITLE.get(title, _SPEED_RATIO)
+    moved = now - before if metric.difference else relative_change(now, before)
+    loss = -moved if metric.more_is_better else moved
     return MetricChange(
         metric=title,
         baseline=before,
         current=now,
-        change=share,
+        change=moved,
         limit=limit,
         worse=limit is not None and loss > limit,
     )
@@ -57,11 +78,11 @@ def metric_change(
 
 def describe(moved: MetricChange) -> str:
     """A change in words: the value before, the value now, the change, the limit."""
-    shown = _BY_TITLE.get(moved.metric, _SPEED_RATIO).shown
-    limit = "" if moved.limit is None else f", limit {moved.limit:.1%}"
+    metric = _BY_TITLE.get(moved.metric, _SPEED_RATIO)
+    limit = "" if moved.limit is None else f", limit {metric.shown_limit(moved.limit)}"
     return (
-        f"{moved.metric} {shown(moved.baseline)} -> {shown(moved.current)}"
-        f" ({moved.change:+.1%}{limit})"
+        f"{moved.metric} {metric.shown(moved.baseline)} ->"
+        f" {metric.shown(moved.current)} ({metric.shown_change(moved.change)}{limit})"
     )
 
 

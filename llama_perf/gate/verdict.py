@@ -2,9 +2,10 @@
 
 Speed is judged by how much the baseline's processes differ, and a growth of peak memory
 by its limit; in both, one process makes a row suspicious and fresh processes decide. A
-baseline of too few processes, and every other metric, has a fixed limit. A row that is
-missing, undecided or not comparable never passes: it fails unless the caller allows
-that. A baseline of another kind of device judges nothing.
+baseline of too few processes, and every other metric, has a fixed limit. A row that
+lost closeness is WORSE, whatever its speed. A row that is missing, undecided or not
+comparable never passes: it fails unless the caller allows that. A baseline of another
+kind of device judges nothing.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ from functools import partial
 from operator import itemgetter
 
 from llama_perf.gate import judgements
+from llama_perf.gate.closeness import ROW_CHANGED, judge_closeness, other_weights
 from llama_perf.gate.disturbed_rows import bandwidth_share, undisturbed
 from llama_perf.gate.evidence import Confirmation, Judgement
 from llama_perf.gate.speed_baseline import SpeedBaseline
@@ -27,6 +29,7 @@ from llama_perf.rows.spec import RowSpec
 # An operator that grew by less than this share of the step explains nothing.
 _MIN_SHARE = 0.02
 _MAX_OPERATORS = 3
+_FAILED = {Verdict.SLOWER, Verdict.LARGER, Verdict.WORSE, Verdict.UNDECIDED}
 
 
 def refusal(
@@ -59,10 +62,9 @@ def refusal(
     then = stored.measurement
     incomparable = partial(comparison, verdict=Verdict.INCOMPARABLE)
     if (fingerprint or result.row.fingerprint) != stored.fingerprint:
-        reason = "the row changed under its id since the baseline was recorded"
-        return incomparable(reason=reason, failed=True)
+        return incomparable(reason=ROW_CHANGED, failed=True)
     if now.weights != then.weights:
-        reason = f"other weights: {then.weights} in the baseline, {now.weights} now"
+        reason = other_weights(then.weights, now.weights)
         return incomparable(reason=reason, failed=True)
     key = baseline.stored.environment.device_key
     if key != baseline.environment.device_key:
@@ -167,6 +169,9 @@ def judge(
     now, then = result.measurement, stored.measurement
     others = _other_changes(now, then, limits)
     choices = other_choices(now, then)
+    closeness = judge_closeness(
+        now.closeness, then.closeness, limits, other_choices=choices
+    )
     larger = [peak.reason] if peak.worse else []
     larger += [judgements.describe(change) for change in others if change.worse]
     larger += more_work(now, then, limits).values()
@@ -177,11 +182,14 @@ def judge(
     ]
     # A growth that fresh processes refuted, or could not decide on.
     doubted_peak = [peak.reason] if peak.suspicious and not peak.worse else []
-    remarks = [*doubted_peak, *choices]
+    remarks = [*doubted_peak, *choices, *closeness.remarks]
     doubt = [speed.reason] if speed.undecided else []
     # A larger row also says how a doubt about its speed was settled.
     doubted_speed = [speed.reason] if speed.suspicious else doubt
-    if speed.worse:
+    if closeness.worse:
+        verdict = Verdict.WORSE
+        reasons = [*closeness.worse, speed.reason, *larger, *remarks]
+    elif speed.worse:
         verdict, reasons = Verdict.SLOWER, [speed.reason, *larger, *remarks]
     elif larger:
         verdict, reasons = Verdict.LARGER, [*larger, *doubted_speed, *remarks]
@@ -190,21 +198,24 @@ def judge(
     elif speed.faster:
         verdict, reasons = Verdict.FASTER, [speed.reason, *remarks]
     elif smaller:
-        verdict, reasons = Verdict.SMALLER, [smaller[0], *choices]
+        reasons = [smaller[0], *choices, *closeness.remarks]
+        verdict = Verdict.SMALLER
     else:
         within = f"within its limits: {speed.reason}"
-        verdict, reasons = Verdict.SAME, [within, *doubted_peak]
-    failed = verdict in {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+        reasons = [within, *doubted_peak, *closeness.remarks]
+        verdict = Verdict.SAME
+    failed = verdict in _FAILED
     return Comparison(
         id=result.id,
         verdict=verdict,
         reason="; ".join(reasons),
         failed=failed,
-        changes=(*speed.changes, *peak.changes, *others),
+        changes=(*speed.changes, *peak.changes, *others, *closeness.changes),
         why=what_grew(result.row, now, then, slower=speed.worse) if failed else (),
         suspicious=speed.suspicious,
         suspicious_peak=peak.suspicious,
         minimum_detectable=speed.minimum_detectable,
+        unjudged_closeness=closeness.unjudged,
     )
 
 

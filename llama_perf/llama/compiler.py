@@ -17,6 +17,7 @@ import torch
 from llama_perf.devices import processor
 from llama_perf.devices.device import package_version
 from llama_perf.llama.code_cache import kept_code
+from llama_perf.rows import plugins
 
 
 @contextmanager
@@ -106,6 +107,9 @@ def code_key() -> str:
         **{name: package_version(name) for name in ("torchao", "triton")},
         "source": source_hash(),
     }
+    # The code of installed packages that multiplies.
+    for offer in plugins.offers(plugins.SCHEMES):
+        parts[offer.package] = hash_of_files(offer.home)
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
@@ -119,6 +123,15 @@ def _compiler_version() -> str:
         )
         return said.decode(errors="replace").partition("\n")[0]
     return ""
+
+
+def hash_of_files(home: Path | None) -> str:
+    """A hash of the Python files of a package, or of the one module `home`."""
+    digest = hashlib.sha256()
+    if home is not None:
+        for path in [home] if home.is_file() else sorted(home.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @cache

@@ -101,6 +101,14 @@ class ModelConfig:
             "feed_forward.w2": (dim, hidden),
         }
 
+    @property
+    def linear_names(self) -> list[str]:
+        """The names of all linears of the model."""
+        layers = range(self.n_layers)
+        return [f"layers.{n}.{name}" for n in layers for name in self.linears] + [
+            "output"
+        ]
+
 
 def _config(*sizes: int, **rest: Any) -> ModelConfig:
     names = ("dim", "n_layers", "n_heads", "n_kv_heads", "intermediate_size")
@@ -156,8 +164,9 @@ def preset(model: str) -> ModelConfig:
     name = preset_name(model)
     if name is None:
         allowed = (
-            "allowed: the path of a checkpoint, a name under --checkpoints, or one of"
-            f" the presets {', '.join(PRESETS)}"
+            "allowed: the path of a checkpoint, a name under --checkpoints, the"
+            " owner/name of a model in the hub cache, or one of the presets"
+            f" {', '.join(PRESETS)}"
         )
         raise SpecError("model", model, allowed, known=PRESETS)
     return PRESETS[name]

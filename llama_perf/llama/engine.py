@@ -24,6 +24,7 @@ from llama_perf.llama.attention import Place, VisiblePositions
 from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep, InjectedSteps
 from llama_perf.llama.engine_weights import EngineWeights
 from llama_perf.llama.fused_cpu import FusedCpuStep
+from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.fused_step import fused_step
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
@@ -106,7 +107,7 @@ class Engine(EngineWeights):
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
         self._prefill_block = self._decode_block = block
         self._prefill_head = self._decode_head = head
-        self._fused: FusedStep | FusedCpuStep | None = None
+        self._fused: FusedStep | FusedCpuStep | FusedOwnStep | None = None
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
@@ -345,7 +346,3 @@ class Engine(EngineWeights):
         """All tensors of the caches and the mask."""
         modules = filter(None, (*self.caches, self._mask))
         return list(chain.from_iterable(module.buffers() for module in modules))
-
-    def tensors(self) -> list[Tensor]:
-        """The weights, the embedding, and `cache_tensors`."""
-        return [*self.model.parameters(), *self.model.buffers(), *self.cache_tensors()]

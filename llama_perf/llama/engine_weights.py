@@ -45,6 +45,14 @@ class EngineWeights:
         embeddings: Tensor = self.model.tok_embeddings(tokens)
         return embeddings
 
+    def cache_tensors(self) -> list[Tensor]:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """The weights, the embedding, and `cache_tensors`."""
+        return [*self.model.parameters(), *self.model.buffers(), *self.cache_tensors()]
+
     def stream(self, prompt: Tensor, **request: Unpack[Request]) -> Iterator[Tensor]:
         """See `Engine`."""
         raise NotImplementedError

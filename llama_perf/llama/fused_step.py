@@ -1,4 +1,4 @@
-"""Which kernels run a fused step: a CPU's, five for a layer, or one for all layers."""
+"""Which kernels run a fused step: a CPU's, five for a layer, one for all, another's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llama_perf.errors import NotRunnable
 from llama_perf.llama.fused_cpu import FusedCpuStep
+from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
 from llama_perf.rows.spec import PERSISTENT
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from llama_perf.llama.fused import FusedStep
 
 
-def fused_step(model: Transformer, options: EngineOptions) -> FusedStep | FusedCpuStep:
+def fused_step(
+    model: Transformer, options: EngineOptions
+) -> FusedStep | FusedCpuStep | FusedOwnStep:
     """The step that `options` ask for; raises NotRunnable."""
+    if options.own_product is not None:
+        return FusedOwnStep(model, options.own_product, options)
     persistent, batch = options.fused == PERSISTENT, options.batch_size
     # Triton's interpreter runs its kernels on a CPU.
     if model.device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:

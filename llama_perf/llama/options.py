@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import SpecError, check_positive
+from llama_perf.llama.fused_product import FusedProduct
 from llama_perf.rows.spec import (
     ATTENTIONS,
     RowSpec,
@@ -67,6 +68,7 @@ class EngineOptions:
     graph. `fused` runs a decode step, and a prompt of a few tokens, on
     `llama_perf.llama.fused`, on a CPU `fused_cpu`, instead of the blocks' modules. With
     "persistent" all layers of a step are one kernel (`llama_perf.llama.persistent`).
+    With an `own_product` its products are that one's (`llama_perf.llama.fused_own`).
 
     `slowdown` repeats that share of the decode steps and discards the results, see
     `llama_perf.llama.decode_step.InjectedSteps`. It is a switch for testing the gate.
@@ -82,6 +84,7 @@ class EngineOptions:
     compile_prefill: bool = False
     capture: bool = False
     fused: bool | str = False
+    own_product: FusedProduct | None = None
     slowdown: float = 0.0
 
     def __post_init__(self) -> None:
@@ -91,8 +94,20 @@ class EngineOptions:
             check_positive("cache_size", self.cache_size)
 
     @classmethod
-    def of(cls, row: RowSpec, *, slowdown: float = 0.0) -> "EngineOptions":
+    def of(
+        cls,
+        row: RowSpec,
+        *,
+        own_product: FusedProduct | None = None,
+        slowdown: float = 0.0,
+    ) -> "EngineOptions":
         """The options that `row` asks for."""
-        names = {field.name for field in fields(cls)} - {"cache_size", "slowdown"}
+        given = {"cache_size", "own_product", "slowdown"}
+        names = {field.name for field in fields(cls)} - given
         same = {name: getattr(row, name) for name in names}
-        return cls(**same, cache_size=row.allocated_positions, slowdown=slowdown)
+        return cls(
+            **same,
+            cache_size=row.allocated_positions,
+            own_product=own_product,
+            slowdown=slowdown,
+        )

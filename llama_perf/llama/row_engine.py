@@ -43,14 +43,25 @@ class RowEngine(Protocol):
     Prompts are int64 (B, T) on the model's device. Nothing here changes a weight.
     """
 
-    options: EngineOptions
     injected: InjectedSteps
-    caches: Sequence[KVCache] | None
-    """Those of `architecture`, None where the engine has its own kind."""
-    filled: int
-    """The first positions, which are the same for every prompt."""
     after_chunk: Callable[[int, int], None]
     """Called with the tokens of a prompt that are done, and all of them."""
+
+    @property
+    def options(self) -> EngineOptions:
+        """How it runs the model."""
+
+    @property
+    def caches(self) -> Sequence[KVCache] | None:
+        """Those of `architecture`, None where the engine has its own kind."""
+
+    @property
+    def filled(self) -> int:
+        """The first positions, which are the same for every prompt."""
+
+    @property
+    def cache_size(self) -> int:
+        """The positions of its caches."""
 
     @property
     def model(self) -> RowModel:
@@ -97,7 +108,7 @@ class RowEngine(Protocol):
         self,
         prompt: Tensor,
         *,
-        after_token: Callable[[], object],
+        after_token: Callable[[], object] = ...,
         **request: Unpack[Request],
     ) -> Tensor:
         """The prompt and all new tokens, (B, T + new).

@@ -29,17 +29,20 @@ class Origin:
     """Where a model's weights come from, and how they were quantized.
 
     `weights` is the source before quantization, as its reader names it: "synthetic",
-    "gguf:<file>", ... Scheme and kernels are None where unquantized.
+    "gguf:<file>", ... Scheme and kernels are None where unquantized; `modules` are the
+    globs of the linears that were quantized, None where all were.
     """
 
     weights: str
     scheme: str | None = None
     kernels: str | None = None
+    modules: str | None = None
 
     @property
     def summary(self) -> str:
         """One phrase, such as "int8wo, native, from gguf:model.gguf"."""
-        parts = [part for part in (self.scheme, self.kernels) if part is not None]
+        only = None if self.modules is None else f"only {self.modules}"
+        parts = [part for part in (self.scheme, self.kernels, only) if part is not None]
         return ", ".join([*parts, f"from {self.weights}"])
 
 

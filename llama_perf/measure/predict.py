@@ -5,6 +5,8 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
+import math
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,19 +15,22 @@ import torch
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
 from llama_perf.llama.config import ModelConfig
+from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
+from llama_perf.quantize.libraries import LIBRARIES
+from llama_perf.quantize.plugins import installed
 from llama_perf.quantize.registry import config_for
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
+from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
+_LAYER = re.compile(r"^layers\.\d+\.")
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # Of torchao, schemes that only a GPU can build: whether they fit is not checked here.
 _BUILT_ONLY_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
-# They need not be installed where sizes are asked for.
-_OPTIONAL = ("gemlite", "bitsandbytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +40,15 @@ class RowBytes:
     `cache_bytes` are those of all positions allocated, with the mask where the row's
     attention keeps one; on a CPU pages of it that are never written take no memory.
     `embedding_bytes` are 0 where the output layer, part of the model's size, shares
-    the embedding.
+    the embedding. With `is_bound` they are no less than what the row takes: its scheme
+    cannot be tried here, and the weights count as if they were unquantized.
     """
 
     model_size_bytes: int
     embedding_bytes: int
     cache_bytes: int
     working_bytes: int
+    is_bound: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -59,14 +66,28 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
     """
     dtype: torch.dtype = getattr(torch, row.dtype)
     scheme, on = row.quantization, {"kernels": row.kernels, "device": row.device}
-    tied = config.tied_embeddings and scheme is None
-    model_size_bytes = model_bytes(config, scheme, dtype=dtype, **on)
+    selected = ModuleFilter.parse(row.modules)
+    quantizes_output = scheme is not None and selected.selects("output")
+    tied = config.tied_embeddings and not quantizes_output
+    model_size_bytes = model_bytes(config, scheme, dtype=dtype, selected=selected, **on)
     cache_bytes, working_bytes = cache_and_working_bytes(config, row)
     return RowBytes(
         model_size_bytes=model_size_bytes,
         embedding_bytes=0 if tied else config.vocab_size * config.dim * dtype.itemsize,
         cache_bytes=cache_bytes,
         working_bytes=working_bytes + device_of(row.device).library_bytes,
+        is_bound=_is_bound(row, config, dtype),
+    )
+
+
+def _is_bound(row: RowSpec, config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Whether a config of the row's own cannot be tried on the model's widths."""
+    name = row.quantization
+    if name is None or Scheme.parse(name).config is None:
+        return False
+    return any(
+        own_bytes(name, rows, columns, dtype, row.device) is None
+        for rows, columns in config.linears.values()
     )
 
 
@@ -77,43 +98,61 @@ def model_bytes(
     kernels: str = "native",
     dtype: torch.dtype,
     device: str = "cpu",
+    selected: ModuleFilter = EVERY_LINEAR,
 ) -> int:
     """Bytes of the weights that a token reads, as `kernels` keep them on `device`.
 
-    Counted as `Transformer.weight_bytes` does, without the embedding. Raises as
-    `predict`.
+    Only the `selected` linears are quantized. Counted as `Transformer.weight_bytes`
+    does, without the embedding. Raises as `predict`.
     """
-    linears = {f"layers.0.{name}": shape for name, shape in config.linears.items()}
-    output = (config.vocab_size, config.dim)
-    parsed = None if scheme is None else Scheme.parse(scheme)
+    selected.check(config.linear_names)
+    shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
+    linears = {name: shapes[_LAYER.sub("", name)] for name in config.linear_names}
+    parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
+    own = installed(scheme, kernels)
     unchecked = parsed is not None and (
-        kernels in _OPTIONAL
+        # They need not be installed where sizes are asked for.
+        kernels in LIBRARIES
         or (kernels == "torchao" and parsed.family in _BUILT_ONLY_ON_CUDA)
     )
-    if parsed is not None and not unchecked:
-        cpu, shapes = torch.device("cpu"), {**linears, "output": output}
+    # What a package adds may be built on a GPU only as well.
+    if parsed is not None and parsed.family != OWN and not unchecked:
+        cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
         # It imports torchao, which `config_for` does quietly.
         from llama_perf.quantize.packed_tensor import check_shapes
 
-        check_shapes(parsed, built, shapes, device=cpu)
+        quantized = {
+            path: shape for path, shape in linears.items() if selected.selects(path)
+        }
+        check_shapes(parsed, built, quantized, device=cpu)
 
+    @cache
     def linear_bytes(name: str | None, shape: tuple[int, ...]) -> int:
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
+        if own is not None:
+            # Unquantized is an upper bound.
+            return math.ceil(rows * columns * (own.bytes_per_weight or dtype.itemsize))
         scheme = Scheme.parse(name)
+        if scheme.config is not None:
+            packed = own_bytes(scheme.name, rows, columns, dtype, device)
+            return linear_bytes(None, shape) if packed is None else packed
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
-        if kernels in _OPTIONAL:
+        if kernels in LIBRARIES:
             return _library_bytes(scheme, rows, columns, dtype)
         if name not in AUTOQUANT:
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
     norm = config.dim * dtype.itemsize
-    layer = sum(linear_bytes(scheme, shape) for shape in linears.values())
-    return config.n_layers * (layer + 2 * norm) + norm + linear_bytes(scheme, output)
+    weights = sum(
+        linear_bytes(scheme if selected.selects(path) else None, shape)
+        for path, shape in linears.items()
+    )
+    return weights + (2 * config.n_layers + 1) * norm
 
 
 @cache

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.hub import find_snapshot
 from llama_perf.checkpoints.load import (
     OpenedModel,
     build_model,
@@ -19,7 +20,7 @@ from llama_perf.checkpoints.load import (
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.errors import NotRunnable, TooLarge
+from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.config import preset, preset_name
@@ -29,6 +30,7 @@ from llama_perf.llama.row_engine import RowEngine
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill
+from llama_perf.peers.transformers_model import check_installed, import_transformers
 from llama_perf.quantize.apply import (
     Quantizer,
     chosen_schemes,
@@ -37,9 +39,13 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.libraries import LIBRARIES, import_library
+from llama_perf.quantize.plugins import installed
 from llama_perf.results.measurement import LinearChoice
+from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 from llama_perf.words import counted
 
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
@@ -58,7 +64,8 @@ class PreparedRow:
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
     `autoquant` is what an autoquant row's linears run on, None for other rows.
-    `unquantized` are the weights before quantization, where they are at hand.
+    `unquantized` are the weights before quantization, where they are at hand;
+    `weights_notes` say what is to be known of how they were found.
     """
 
     row: RowSpec
@@ -69,6 +76,7 @@ class PreparedRow:
     lengths: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
+    weights_notes: tuple[str, ...] = ()
 
     @property
     def model_size_bytes(self) -> int:
@@ -118,7 +126,8 @@ def prepare_row(
     `prompt`, int64 (batch_size, prompt_length), takes the place of the row's own. The
     row's `fill` positions are filled here, so that no sample has to. `progress` is
     called with each step that takes long; `notify` with a line where an earlier run's
-    times are used, and for a cache longer than the model was trained for.
+    times are used, for a cache longer than the model was trained for, and for what is
+    to be known of the weights.
     Raises NotRunnable where this machine or this version cannot run it, WeightsError
     or TokenizerError for a damaged checkpoint, SpecError for fields that do not fit
     the model.
@@ -135,6 +144,8 @@ def prepare_row(
             f"a cache of {row.allocated_positions} positions is longer than"
             f" the {context} that this model was trained for"
         )
+    for note in reader.notes:
+        notify(note)
     if row.fill or prompt is None:
         text = _row_text(row, reader.config.vocab_size, opened.tokenizer())
     if prompt is None:
@@ -149,14 +160,26 @@ def prepare_row(
             dtype=dtype,
             schemes=chosen_schemes(choices),
         )
-    model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
+    build: Any = {"dtype": dtype, "device": device, "quantizer": quantizer}
+    engine: RowEngine
+    if row.engine == TRANSFORMERS:
+        engine = _transformers_engine(row, reader, slowdown=slowdown, **build)
+    else:
+        own = installed(row.quantization, row.kernels)
+        own_product = own.fused_product if own is not None and row.fused else None
+        options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
+        ours = engine = Engine(build_model(reader, **build), options)
+        if row.fill:
+            progress(f"filling {counted(row.fill, 'position')}")
+            with told_prefill(engine, progress, step="filling", noun="position"):
+                ours.fill(text[:, : row.fill])
     if row.quantization is not None:
-        record_scheme(model, scheme=row.quantization, kernels=row.kernels)
-    engine = Engine(model, EngineOptions.of(row, slowdown=slowdown))
-    if row.fill:
-        progress(f"filling {counted(row.fill, 'position')}")
-        with told_prefill(engine, progress, step="filling", noun="position"):
-            engine.fill(text[:, : row.fill])
+        record_scheme(
+            engine.model,
+            scheme=row.quantization,
+            kernels=row.kernels,
+            modules=row.modules,
+        )
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.
@@ -171,8 +194,32 @@ def prepare_row(
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,
+        weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
+
+
+def _transformers_engine(
+    row: RowSpec, reader: WeightsReader, *, slowdown: float, **build: Any
+) -> RowEngine:
+    """Imports transformers, which takes seconds: only such a row waits for it."""
+    from llama_perf.peers.transformers_engine import TransformersEngine
+    from llama_perf.peers.transformers_model import build_transformers_model
+
+    if slowdown:
+        raise UserError(
+            f"inject-slowdown: engine {TRANSFORMERS!r} cannot repeat its steps"
+        )
+    model = build_transformers_model(reader, **build)
+    return TransformersEngine(model, EngineOptions.of(row))
+
+
+def load_libraries(row: RowSpec) -> None:
+    """Import the libraries that `row` needs and others do not; raises NotRunnable."""
+    if row.engine == TRANSFORMERS:
+        import_transformers()
+    if row.kernels in LIBRARIES:
+        import_library(row.kernels)
 
 
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
@@ -187,7 +234,8 @@ def predict_row(row: RowSpec) -> RowBytes:
     Reads no weights; of a checkpoint that `row` names by its path it reads the shape.
     Raises as `prepare` does for a model or a scheme that is not known.
     """
-    if preset_name(row.model) is not None and is_absent(Path(row.model)):
+    is_here = not is_absent(Path(row.model)) or find_snapshot(row.model) is not None
+    if preset_name(row.model) is not None and not is_here:
         return predict(row, preset(row.model))
     dtype, device = parse_dtype(row.dtype), torch.device(row.device)
     reader, _ = open_model(row.model, checkpoints=None, dtype=dtype, device=device)
@@ -198,10 +246,16 @@ def _open_row(
     row: RowSpec, dtype: torch.dtype, device: torch.device, open_model: OpenModel
 ) -> tuple[Quantizer | None, WeightsReader]:
     _check_built(row)
+    if row.engine == TRANSFORMERS:
+        check_installed()
     quantizer = None
     if row.quantization is not None:
         quantizer = make_quantizer(
-            row.quantization, kernels=row.kernels, device=device, dtype=dtype
+            row.quantization,
+            kernels=row.kernels,
+            device=device,
+            dtype=dtype,
+            selected=ModuleFilter.parse(row.modules),
         )
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
@@ -226,7 +280,12 @@ def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:
         return row
     if row.quantization is not None:
         raise quantized_already(row.quantization, origin)
-    return replace(row, quantization=origin.scheme, kernels=str(origin.kernels))
+    return replace(
+        row,
+        quantization=origin.scheme,
+        kernels=str(origin.kernels),
+        modules=origin.modules,
+    )
 
 
 def _check_built(row: RowSpec) -> None:

@@ -199,6 +199,7 @@ def measure_row(
         build_peak_bytes=build_peak_bytes,
         model_size_bytes=prepared.model_size_bytes,
         weights=prepared.weights,
+        weights_notes=prepared.weights_notes or None,
         build_s=prepared.build_s,
         warm_up_s=warm_up_s,
         warm_ups=warm_ups,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import count
+from itertools import count, filterfalse
 from typing import Any
 
 import torch
@@ -27,7 +27,9 @@ from llama_perf.llama.row_engine import RowEngine
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
+from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
+from llama_perf.rows.schemes import OWN
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted
 
@@ -142,9 +144,11 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db = [_DTYPE_DB[_product_dtype(row, engine)]]
-    scheme = prepared.quantization or ""
-    if "dq" in scheme or scheme.startswith(("autoquant", "llm-int8")):
+    quantized = _quantized(engine)
+    dtypes = {getattr(weight, "product_dtype", row.dtype) for weight in quantized}
+    limits_db = [_DTYPE_DB[str(dtype).removeprefix("torch.")] for dtype in dtypes]
+    limits_db.append(_DTYPE_DB[row.dtype])
+    if rounds_activations(prepared.quantization, row.kernels):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -189,22 +193,26 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
-def _product_dtype(row: RowSpec, engine: RowEngine) -> str:
-    """What products are rounded to: a library may have another dtype than the row."""
-    dtype = getattr(engine.output_projection, "product_dtype", row.dtype)
-    return str(dtype).removeprefix("torch.")
+def _quantized(engine: RowEngine) -> list[Any]:
+    """A weight of each kind of those that are quantized."""
+    weights = filterfalse(is_unquantized, engine.tensors())
+    return list({type(weight): weight for weight in weights}.values())
 
 
 def _runs_modules(row: RowSpec, engine: RowEngine) -> bool:
-    """Whether it does as the reference would, of weights that show their codes.
+    """Whether weights that show their codes are the reference.
 
-    Another library's engine is always compared with what this project's modules do.
+    They are where the row does as the modules would.
     """
-    same = row.engine == "llama-perf"
-    if same and (row.compile or row.capture or row.fused):
+    # Kernels of a scheme that is not ours are checked on every path: the modules, run
+    # operator by operator, would be wrong as they are. Another library's engine is
+    # always compared with this project's modules.
+    others = row.kernels == OWN or row.engine != "llama-perf"
+    if not others and (row.compile or row.capture or row.fused):
         return False
     with suppress(NotImplementedError):
-        _float(engine.output_projection)
+        for weight in _quantized(engine):
+            _float(weight)
         return True
     return False
 

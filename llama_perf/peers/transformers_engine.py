@@ -108,7 +108,8 @@ class TransformersEngine:
         module = self.model.module
         mask, config = torch.ones_like(tokens), self._generation(1)
         cached = {"past_key_values": self._cache, "attention_mask": mask}
-        out = module._prefill(tokens, config, {**cached, "use_cache": True})
+        cached |= {"logits_to_keep": 1, "use_cache": True}
+        out = module._prefill(tokens, config, cached)
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
@@ -116,11 +117,14 @@ class TransformersEngine:
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """See `RowEngine`: by the forward that `generate` calls for a token."""
         module, at = self.model.module, int(position.flatten()[0])
+        positions = torch.arange(at + 1, device=token.device)
         inputs = module.prepare_inputs_for_generation(
             token.expand(-1, at + 1),
             next_sequence_length=1,
             past_key_values=self._cache,
+            position_ids=positions.expand(len(token), -1),
             attention_mask=token.new_ones(len(token), at + 1),
+            logits_to_keep=1,
             use_cache=True,
         )
         compiled = self._generation(1).compile_config
@@ -235,7 +239,5 @@ def _seed(sampling: Sampling) -> None:
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     elif (generator := sampling.generator) is not None:
-        seed = torch.randint(
-            2**62, (1,), generator=generator, device=generator.device
-        )
+        seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
         torch.manual_seed(int(seed))

@@ -5,7 +5,6 @@ RoPE on two halves of a head there, on interleaved pairs here. Knows no generati
 """
 
 import logging
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -23,7 +22,7 @@ from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.row_engine import Read
 from llama_perf.llama.transformer import Origin, tensor_bytes
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.quantize.registry import import_torchao
+from llama_perf.quantize.libraries import quiet
 
 LIBRARY = "transformers"
 # Our names of a layer's parts, theirs, and where a quantizer finds each linear: the
@@ -48,16 +47,18 @@ _QKV = "attention.wqkv"
 _ROTATED = (f"{_QKV}.q", f"{_QKV}.k", "attention.q_norm", "attention.k_norm")
 
 
+def check_installed() -> None:
+    """Raise NotRunnable without transformers."""
+    if package_version(LIBRARY) is None:
+        raise NotRunnable(f"{LIBRARY} is not installed (pip install {LIBRARY})")
+
+
 @cache
 def import_transformers() -> Any:
     """Import transformers, which takes seconds; raises NotRunnable without it."""
-    if package_version(LIBRARY) is None:
-        raise NotRunnable(f"{LIBRARY} is not installed (pip install {LIBRARY})")
-    # It imports torchao, which is not quiet.
-    import_torchao()
+    check_installed()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             library = import_module(LIBRARY)
             # It imports its parts when they are asked for.
             for name in ("AutoModelForCausalLM", "GenerationConfig", "StaticCache"):
@@ -112,7 +113,7 @@ class TransformersModel:
                 ours[f"{stem}.{kind}"] = values
         for kind in ("weight", "bias"):
             parts = [ours.pop(f"{_QKV}.{part}.{kind}", None) for part in "qkv"]
-            if (found := [part for part in parts if part is not None]):
+            if found := [part for part in parts if part is not None]:
                 ours[f"{_QKV}.{kind}"] = torch.cat(found)
         return ours
 
@@ -184,7 +185,8 @@ def _empty_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     # It would take the ids of Llama's for the ends of a text.
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     theirs = library.AutoConfig.for_model(**fields, **ends)
-    with torch.device("meta"):
+    # It imports the model, and torchao, when it is asked for one.
+    with quiet(), torch.device("meta"):
         module = library.AutoModelForCausalLM.from_config(
             theirs, dtype=dtype, attn_implementation="sdpa"
         )
@@ -203,7 +205,9 @@ def _their_weights(
         parts = {stem: tensor}
         if stem == _QKV:
             split = tensor.split([count * config.head_dim for count in heads])
-            parts = {f"{_QKV}.{part}": own for part, own in zip("qkv", split, strict=True)}
+            parts = {
+                f"{_QKV}.{part}": own for part, own in zip("qkv", split, strict=True)
+            }
         for part, own in parts.items():
             rotated = part in _ROTATED
             values = _in_halves(own, config.head_dim) if rotated else own
@@ -236,4 +240,3 @@ def _under_our_names(layer: nn.Module) -> nn.Module:
             parent = child
         parent[last] = layer.get_submodule(theirs)
     return root
-

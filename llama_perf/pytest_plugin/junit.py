@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 
+from llama_perf.metrics import value_of
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Comparison, RowResult
 
-_FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
+_FIGURES = {
+    name: name
+    for name in ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
+} | {"text_closeness_db": "closeness.db"}
 
 
 def junit_properties(
@@ -16,10 +20,10 @@ def junit_properties(
     if result.row.name is not None:
         yield "name", result.row.name
     yield "verdict", comparison.verdict.value
-    for figure in _FIGURES:
-        value = getattr(result.measurement, figure, None)
+    for name, source in _FIGURES.items():
+        value = value_of(result.measurement, source)
         if value is not None:
-            yield figure, value
+            yield name, value
     if words := disturbance(result, comparison):
         yield "disturbed", words
     if comparison.failed or result.measurement is None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
+from llama_perf.llama.row_engine import RowModel
 from llama_perf.llama.transformer import (
     Origin,
     Transformer,
@@ -22,8 +23,10 @@ from llama_perf.llama.transformer import (
     is_unquantized,
 )
 from llama_perf.quantize.registry import config_for
+from llama_perf.quantize.scheme_faults import scheme_faults
 from llama_perf.results.measurement import LinearChoice
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
+from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme, check_one_package
 from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
 
 if TYPE_CHECKING:
@@ -37,37 +40,49 @@ def quantize_model(
     scheme: str,
     *,
     kernels: str | None = None,
+    modules: str | None = None,
     compile: bool = False,
 ) -> Transformer:
     """Quantize every linear layer of `model` in place, and return it.
 
-    `kernels` is "native" or "torchao"; by default native where this scheme
+    `scheme` and `modules`, which selects linears by name, are what a row has under
+    these names. `kernels` is "native" or "torchao"; by default native where this scheme
     is built so, else torchao. autoquant chooses for a generation of the reference's
     lengths, with `compile` for one whose decoding is compiled. Raises SpecError for
     an unknown scheme or one that does not fit a layer, NotRunnable for one that is
-    not built or not for this device.
+    not built or not for this device, SchemeError where a package's config breaks.
     """
     from llama_perf.quantize.autoquant.choose import choose
 
     check_transformer(model)
-    chosen = Scheme.parse(scheme).kernels[0] if kernels is None else kernels
+    parsed, selected = Scheme.parse(scheme), ModuleFilter.parse(modules)
+    chosen = parsed.kernels[0] if kernels is None else kernels
     check_choice("kernels", chosen, KERNELS)
+    selected.check(model.config.linear_names)
     if not all(is_unquantized(parameter) for parameter in model.parameters()):
         raise quantized_already(scheme, model.origin)
     device, dtype = model.device, model.dtype
-    make = partial(make_quantizer, scheme, kernels=chosen, device=device, dtype=dtype)
+    make = partial(
+        make_quantizer,
+        scheme,
+        kernels=chosen,
+        device=device,
+        dtype=dtype,
+        selected=selected,
+    )
     quantizer = make()
     if scheme in AUTOQUANT:
         row = RowSpec(
             model="model",
             quantization=scheme,
+            modules=selected.text,
             dtype=str(dtype).removeprefix("torch."),
             device=device.type,
             compile=compile,
         )
         quantizer = make(schemes=chosen_schemes(choose(row, model.config)))
     quantizer(model, "model")
-    record_scheme(model, scheme=scheme, kernels=chosen)
+    record_scheme(model, scheme=parsed.name, kernels=chosen, modules=selected.text)
     return model
 
 
@@ -84,10 +99,14 @@ def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
     )
 
 
-def record_scheme(model: Transformer, *, scheme: str, kernels: str) -> None:
+def record_scheme(
+    model: RowModel, *, scheme: str, kernels: str, modules: str | None = None
+) -> None:
     """Have the model's origin say what it was quantized to."""
     if model.origin is not None:
-        model.origin = replace(model.origin, scheme=scheme, kernels=kernels)
+        model.origin = replace(
+            model.origin, scheme=scheme, kernels=kernels, modules=modules
+        )
 
 
 def make_quantizer(
@@ -97,17 +116,21 @@ def make_quantizer(
     device: torch.device,
     dtype: torch.dtype,
     schemes: Mapping[tuple[int, int], str] = {},
+    selected: ModuleFilter = EVERY_LINEAR,
 ) -> Quantizer:
-    """A function that quantizes every linear of a module in place.
+    """A function that quantizes every selected linear of a module in place.
 
-    It takes the module and the module's name within the model, for messages.
-    `schemes` is what autoquant chose for each shape (N, K). Raises SpecError for an
-    unknown scheme, NotRunnable for one not built or not for this device; the function
-    raises SpecError for a weight that does not fit.
+    It takes the module and the module's name within the model. `schemes` is what
+    autoquant chose for each shape (N, K). Raises SpecError for an unknown scheme,
+    NotRunnable for one not built or not for this device; the function raises SpecError
+    for a weight that does not fit. Either raises SchemeError where a package's config
+    breaks.
     """
-    scheme = Scheme.parse(name)
+    scheme = Scheme.parse(name, kernels=kernels)
+    check_one_package(name)
     config_of = partial(config_for, kernels=kernels, device=device, dtype=dtype)
-    config = config_of(scheme)
+    with scheme_faults(name):
+        config = config_of(scheme)
     from torchao.quantization import quantize_
 
     from llama_perf.quantize.packed_tensor import check_shapes, check_weight
@@ -122,7 +145,12 @@ def make_quantizer(
 
     def quantize(module: nn.Module, prefix: str) -> None:
         modules = module.named_modules(prefix=prefix)
-        linears = {path: one for path, one in modules if isinstance(one, nn.Linear)}
+        linears = {
+            path: one
+            for path, one in modules
+            if isinstance(one, nn.Linear)
+            and selected.selects(path.removeprefix("model."))
+        }
         shapes = {path: tuple(one.weight.shape) for path, one in linears.items()}
         check_shapes(scheme, config, shapes, device=device)
         for path, linear in linears.items():
@@ -131,7 +159,14 @@ def make_quantizer(
             if (own := config_for_shape(*linear.weight.shape)) is None:
                 continue
             # A container, since quantize_ replaces children and not the root itself.
-            quantize_(nn.ModuleDict({"root": linear}), own)
+            container = nn.ModuleDict({"root": linear})
+            with scheme_faults(name):
+                quantize_(container, own)
+            if container["root"] is not linear:
+                other = type(container["root"]).__name__
+                problem = f"it replaces {path} by {other}; allowed: configs that"
+                problem += " quantize the weight of a linear and need no calibration"
+                raise SpecError("quantization", name, problem)
             if is_unquantized(linear.weight):
                 problem = f"{kernels} left {path}, {shapes[path]}, unquantized"
                 raise SpecError("quantization", name, problem)

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
-from llama_perf.quantize.library_tensor import (
-    LibraryConfig,
-    LibraryTensor,
-    import_library,
-)
+from llama_perf.quantize.libraries import import_library
+from llama_perf.quantize.library_tensor import LibraryConfig, LibraryTensor
 from llama_perf.quantize.quantized_tensor import QuantizedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.rows.schemes import Scheme

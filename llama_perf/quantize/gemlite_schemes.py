@@ -27,11 +27,8 @@ from llama_perf.devices.device import device_of, package_version
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.files import cache_folder
 from llama_perf.quantize.grouped import codes_of_groups
-from llama_perf.quantize.library_tensor import (
-    LibraryConfig,
-    LibraryTensor,
-    import_library,
-)
+from llama_perf.quantize.libraries import import_library
+from llama_perf.quantize.library_tensor import LibraryConfig, LibraryTensor
 from llama_perf.quantize.quantized_tensor import QuantizedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.quantize.torchao_schemes import check_float8
@@ -98,8 +95,9 @@ class GemliteWeight(LibraryTensor):
         bits = self.numbers[_NUM_BITS]
         shifts = torch.arange(0, _WORD_BITS, bits, device=self.codes.device)
         # A shift keeps the sign, which the mask drops.
-        apart = (self.codes[:, None] >> shifts[:, None]) & (2**bits - 1)
-        return apart.flatten(0, 1)
+        words = self.codes[:, None] >> shifts[:, None]
+        codes: Tensor = (words & (2**bits - 1)).flatten(0, 1)
+        return codes
 
 
 @register(*_HELPERS, kernels=LIBRARY)

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
-from llama_perf.rows.schemes import FAMILIES, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def config_for(
     """The torchao config of `scheme`.
 
     Raises NotRunnable where it is not built on these kernels, or needs another
-    device or dtype.
+    device or dtype; for one of a user's package also as `own_config`.
     """
     if kernels not in scheme.kernels:
         built = ", ".join(scheme.kernels)
@@ -56,6 +56,14 @@ def config_for(
             f"scheme {scheme.name} is not built on {kernels}; built on: {built}"
         )
     import_all()
+    if scheme.config is not None:
+        from llama_perf.quantize.own_configs import own_config
+
+        return own_config(scheme.config)
+    if scheme.family == OWN:
+        from llama_perf.quantize import plugins
+
+        return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
 
 

@@ -9,7 +9,7 @@ from itertools import starmap
 from operator import add
 
 from llama_perf.errors import SpecError
-from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S
+from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S, value_of
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, Report, RowResult
@@ -21,6 +21,7 @@ DISTURBED = "*"
 NARROW = 80
 """The most characters of a line of the narrow table."""
 _CHANGE = "{:+.1%}"
+_DIFFERENCE = "{:+.1f}"
 _TIMES = "{:.2f}x"
 _ROW = "row"
 # The space between two columns, and what tabulate adds to a header.
@@ -30,8 +31,8 @@ _LEAST_NAME = 26
 one is written on several lines."""
 # What a narrow table has, as far as there is room. It leaves out empty columns.
 _BY_IMPORTANCE = (
-    *("verdict", "tok/s", "change", "spread", "peak", "peak-change", "decode"),
-    *("first-token", "bandwidth", "check"),
+    *("verdict", "tok/s", "change", "closeness", "spread", "peak", "peak-change"),
+    *("closeness-change", "decode", "first-token", "bandwidth", "check"),
 )
 
 
@@ -135,7 +136,7 @@ def that_fit(
     room = width - min(row.width - _GAP, _LEAST_NAME)
     chosen = {row.name}
     for name in by_importance:
-        if all(cell == NOTHING for cell in known[name].cells):
+        if name not in known or all(cell == NOTHING for cell in known[name].cells):
             continue
         room -= known[name].width
         if room < 0:
@@ -183,13 +184,22 @@ def _all_columns(
         if (column := metric.column) is None:
             continue
         form = f"{{:.{column.digits}f}}"
-        values = list(map(metric.read, measured))
+        own = list(map(metric.read, measured))
+        values, is_usual = own, column.is_usual
+        if column.fallback is not None:
+            is_usual = any(value is not None for value in own)
+            others = (value_of(one, column.fallback) for one in measured)
+            pairs = zip(own, others, strict=True)
+            values = [other if value is None else value for value, other in pairs]
         cells = cells_of(values, form, column.scale)
-        yield Column(column.name, column.header, cells, column.is_usual, values=values)
+        yield Column(column.name, column.header, cells, is_usual, values=values)
         if column.change is not None:
             name, title = column.change
             values = [_change(comparison, title) for comparison in verdicts]
-            yield Column(name, "change", cells_of(values, _CHANGE), values=values)
+            cells = cells_of(values, _DIFFERENCE if metric.difference else _CHANGE)
+            if column.fallback is not None:
+                is_usual = any(value is not None for value in values)
+            yield Column(name, "change", cells, is_usual, values=values)
             if title == TOK_S.title:
                 least = [one.minimum_detectable if one else None for one in verdicts]
                 cells = [NOTHING if one is None else loss_found(one) for one in least]

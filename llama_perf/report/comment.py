@@ -8,10 +8,12 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
-from llama_perf.metrics import METRICS
+from llama_perf.metrics import METRICS, Metric, Rule
+from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import Layout, columns
 from llama_perf.report.notes import summary
 from llama_perf.report.table import row_names
+from llama_perf.results.closeness import CLOSENESS
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
 from llama_perf.words import counted, printable
 
@@ -22,8 +24,10 @@ _LONGEST_REASON = 1_000
 _RESERVED = 600
 _BETTER = {Verdict.FASTER, Verdict.SMALLER}
 _QUIET = {Verdict.SAME, Verdict.NOT_COMPARED, Verdict.NO_BASELINE, Verdict.NOT_RUN}
-_COLUMNS = ("tok/s", "change", "spread", "peak", "peak-change", "verdict")
+_COLUMNS = ("tok/s", "change", "spread", "peak", "peak-change")
+_OF_CLOSENESS = ("closeness", "closeness-change")
 _BY_TITLE = {metric.title: metric for metric in METRICS}
+_RATIO = Metric("a ratio of speeds", "tok_s", Rule.SPEED)
 # These characters mean something in markdown or HTML.
 _SPECIAL = re.compile(r"[&<>|\\`*_~\[\]$]|:(?=//)|(?<=\bwww)\.")
 
@@ -69,6 +73,8 @@ def body(report: Report, *, name: str, link: str | None = None) -> str:
     ):
         entries = [_entry(result, end, report.again) for result, end in chosen]
         page.section([f"#### {title}", ""], entries, [""], _left_of_list)
+    close = [[f"- {plain(note)}"] for note in closeness_notes(report.comparisons)]
+    page.section(["#### Closeness", ""], close, [""], _left_of_list)
     names, shared = row_names([result.row for result in report.results])
     common = [f"Every row: {code(shared)}", ""] if shared else []
     rows = list(_table(report, names))
@@ -160,13 +166,15 @@ def _figures(end: Comparison) -> Iterator[str]:
     better = end.verdict in _BETTER
     for change in end.changes:
         # What has no limit explains a row, and decides nothing.
-        if not (change.worse or (better and change.limit is not None)):
+        gained = better and change.metric not in CLOSENESS
+        if not (change.worse or (gained and change.limit is not None)):
             continue
-        metric = _BY_TITLE.get(change.metric)
-        show: Callable[[float], str] = metric.shown if metric else "{:.3f}".format
-        limit = "" if change.limit is None else f", limit {change.limit:.1%}"
-        values = f"{show(change.baseline)} to {show(change.current)}"
-        yield plain(f"{change.metric} {change.change:+.1%} ({values}{limit})")
+        metric = _BY_TITLE.get(change.metric, _RATIO)
+        limit = change.limit
+        words = "" if limit is None else f", limit {metric.shown_limit(limit)}"
+        values = f"{metric.shown(change.baseline)} to {metric.shown(change.current)}"
+        moved = metric.shown_change(change.change)
+        yield plain(f"{change.metric} {moved} ({values}{words})")
     if end.change_interval is not None:
         low, high = end.change_interval
         pairs = "" if end.pairs is None else f" by {counted(end.pairs, 'pair')}"
@@ -175,7 +183,10 @@ def _figures(end: Comparison) -> Iterator[str]:
 
 def _table(report: Report, names: Sequence[str]) -> Iterator[str]:
     """The lines of the table: its header, the line below it, its rows."""
-    chosen = columns(report, names, Layout(names=_COLUMNS))
+    ended = (result.measurement for result in report.results)
+    is_close = any(figures and figures.closeness for figures in ended)
+    shown = (*_COLUMNS, *_OF_CLOSENESS) if is_close else _COLUMNS
+    chosen = columns(report, names, Layout(names=(*shown, "verdict")))
     yield _line([column.header for column in chosen])
     yield "|" + "".join("--:|" if column.is_figure else ":--|" for column in chosen)
     for cells in zip(*(column.cells for column in chosen), strict=True):

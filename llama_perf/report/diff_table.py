@@ -10,6 +10,7 @@ from string import ascii_uppercase
 
 from llama_perf.errors import SpecError
 from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule
+from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import DISTURBED, NOTHING, Column, that_fit
 from llama_perf.report.table import row_names
 from llama_perf.results.diff import Diff, DiffMetric, DiffRow
@@ -130,7 +131,7 @@ def change_of(metric: Metric, found: DiffMetric, side: int) -> str:
     if first is None or value is None:
         return NOTHING
     change = found.changes[side]
-    if metric.rule is Rule.COUNT or metric.source.endswith("_db"):
+    if metric.rule is Rule.COUNT or metric.source.endswith(("_db", ".db")):
         digits = metric.column.digits if metric.column else metric.digits
         return f"{value - first:+.{digits}f}"
     return NOTHING if change is None else f"{change:+.1%}"
@@ -177,7 +178,7 @@ class OtherChange:
             return NOTHING
         if self.metric.rule is Rule.COUNT:
             return f"{limit:g} more"
-        return f"{limit:.1%}"
+        return self.metric.shown_limit(limit)
 
 
 def others(
@@ -228,6 +229,8 @@ def notes(diff: Diff) -> Iterator[str]:
         for letter, words in zip(letters(diff), row.disturbed, strict=True):
             if words:
                 yield f"disturbed ({DISTURBED}): {letter}: {row.id}: {words}"
+    judged = [row.comparison for row in diff.rows if row.comparison is not None]
+    yield from closeness_notes(judged)
     metrics = {row.speed.metric for row in diff.rows if row.speed} - {TOK_S.title}
     if metrics:
         yield f"ratio change: of {' or '.join(sorted(metrics))}, which is judged"

@@ -16,7 +16,7 @@ from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report
 from llama_perf.rows.spec import RowSpec
 
-_METRICS = {metric.source.rpartition(".")[2]: metric for metric in METRICS}
+_METRICS = {metric.field: metric for metric in METRICS}
 assert len(_METRICS) == len(METRICS), "two figures have one name"
 _OTHERS = [
     field.name

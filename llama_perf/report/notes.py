@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, starmap
 
+from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import DISTURBED, outcome
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
 from llama_perf.words import counted
 
-_LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.UNDECIDED}
+_LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.WORSE, Verdict.UNDECIDED}
 # Twice what two neighbouring generations of a steady row may differ by.
 _LARGE_TREND = 0.2
 _QUIET = {"SAME", "NOT_COMPARED", "NO_BASELINE"}
@@ -83,12 +84,16 @@ def notes(report: Report) -> Iterator[str]:
     yield ", ".join(versions) or "versions of its libraries: not known"
     if weights := sorted({measurement.weights for measurement in figures}):
         yield f"weights: {', '.join(weights)}"
+    told = {note for measurement in figures for note in measurement.weights_notes or ()}
+    for note in sorted(told):
+        yield f"note on the weights: {note}"
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
         count = counted(len(compiled), "row")
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"
     for result, comparison in report.judged:
         if words := disturbance(result, comparison):
             yield f"disturbed ({DISTURBED}): {result.id}: {words}"
+    yield from closeness_notes(report.comparisons)
     for result in report.results:
         if result.row.name is not None:
             yield f"row {result.row.name}: {result.id}"

@@ -8,7 +8,7 @@ from statistics import median
 
 from llama_perf.metrics import PEAK_MEMORY, TOK_S, Metric
 from llama_perf.report import report_format
-from llama_perf.report.columns import ALL, NOTHING, Column, Layout, that_fit
+from llama_perf.report.columns import ALL, NOTHING, Column, Layout, cells_of, that_fit
 from llama_perf.report.flat import as_csv_text, as_json_lines
 from llama_perf.report.table import short_names, table_of
 from llama_perf.results.history import HistoryLine
@@ -23,7 +23,7 @@ IN_ASCII = str.maketrans(BLOCKS, "_.,-~=+#")
 _CURVE, _LEAST_SPAN = 20, 0.05
 _BY_IMPORTANCE = (
     *("tok/s", "change", "trend", "median", "first", "runs"),
-    *("peak", "peak-change"),
+    *("peak", "peak-change", "closeness"),
 )
 METRICS = {metric.title: metric for metric in (TOK_S, PEAK_MEMORY)}
 
@@ -147,9 +147,23 @@ def columns_of(rows: Sequence[Trend], names: Sequence[str], last: int) -> list[C
             "last change",
             (_last_change(one, PEAK_MEMORY) for one in rows),
         ),
+        *_closeness(calm),
         ("trend", f"tok/s, last {last}", (curve(own[-last:]) for own in speeds)),
     )
     return [Column(name, header, list(cells)) for name, header, cells in every]
+
+
+def _closeness(
+    rows: Sequence[Sequence[HistoryLine]],
+) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """The column of the last closeness over a text, if any row has one."""
+    known = [
+        [line.text_closeness_db for line in lines if line.text_closeness_db is not None]
+        for lines in rows
+    ]
+    if any(known):
+        last = [own[-1] if own else None for own in known]
+        yield "closeness", "closeness dB", cells_of(last, "{:.1f}")
 
 
 def _last_change(trend: Trend, metric: Metric) -> str:

@@ -21,6 +21,7 @@ from llama_perf.files import (
     write_atomically,
 )
 from llama_perf.results import contradictions
+from llama_perf.results.closeness import with_closeness
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import (
     ProcessSamples,
@@ -43,7 +44,7 @@ class BaselineRow:
 
     `processes` has all that ran the row, in their order, if there were several.
     `measurement` is then that of the process with the median speed, with the time to
-    compile of those that compiled anew, and
+    compile of those that compiled anew and a closeness that any of them measured, and
     `between_process_deviation` the standard deviation of their logarithmic speeds.
     `recorded` and `environment` are those of the baseline, unless the row is older than
     the rest of it.
@@ -245,14 +246,19 @@ def updated(
     """A baseline with the measured rows in their places, and new ones at the end.
 
     `results` has one result for each process that ran a row. The other rows of `old`
-    stay with the environment they were recorded in. Raises RecordError if a row ended
-    INVALID, had an injected slowdown or was measured in only some of its processes, or
-    if no row was measured.
+    stay with the environment they were recorded in, and a row that is recorded without
+    closeness keeps the one it had. Raises RecordError if a row ended INVALID, had an
+    injected slowdown or was measured in only some of its processes, or if no row was
+    measured.
     """
     rows = {row.id: row for row in _measured_rows(results)}
     kept = {}
     for row in () if old is None else old.rows:
         assert old is not None, "it has the row"
+        new = rows.get(row.id)
+        if new is not None and new.fingerprint == row.fingerprint:
+            figures = with_closeness(new.measurement, row.measurement)
+            rows[row.id] = replace(new, measurement=figures)
         where = row.environment or old.environment
         kept[row.id] = replace(
             row,
@@ -303,13 +309,17 @@ def baseline_row(row: RowSpec, *measurements: Measurement) -> BaselineRow:
     """
     middle = median_speed(measurements)
     compiled = [one.compile_s for one in measurements if one.compile_s is not None]
+    close = (one.closeness for one in (middle, *measurements) if one.closeness)
     processes = tuple(map(samples_of, measurements))
     return BaselineRow(
         id=row.id,
         fingerprint=row.fingerprint,
         row=row,
         measurement=replace(
-            middle, compile_s=min(compiled, default=None), token_ns=None
+            middle,
+            compile_s=min(compiled, default=None),
+            closeness=next(close, None),
+            token_ns=None,
         ),
         between_process_deviation=deviation(processes),
         processes=processes if len(processes) > 1 else None,

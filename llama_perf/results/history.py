@@ -21,6 +21,7 @@ from llama_perf.files import (
     read_bytes,
     writing,
 )
+from llama_perf.metrics import value_of
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Report, Verdict, read_report
 from llama_perf.strict_json import from_json, record, to_line
@@ -38,7 +39,8 @@ class HistoryLine:
 
     `started` and `commit` are the run's, `id` and `fingerprint` the row's. `samples`
     counts its samples. `disturbed` says by what the row was disturbed; it is left out
-    where nothing did.
+    where nothing did. The last three are of its closeness over a text, if it was
+    measured.
     """
 
     kind: Literal["llama-perf history"] = "llama-perf history"
@@ -61,6 +63,9 @@ class HistoryLine:
     driver: str | None = None
     weights: str
     disturbed: str | None = None
+    text_closeness_db: float | None = None
+    kl_nats: float | None = None
+    perplexity: float | None = None
 
     def __post_init__(self) -> None:
         moment(self.started)
@@ -134,6 +139,7 @@ def lines_of(report: Report) -> list[HistoryLine]:
             continue
         if figures.injected_slowdown:
             raise RecordError(f"history: {result.id} ran with an injected slowdown")
+        close = figures.closeness
         lines.append(
             HistoryLine(
                 started=report.started,
@@ -154,6 +160,9 @@ def lines_of(report: Report) -> list[HistoryLine]:
                 driver=where.driver,
                 weights=figures.weights,
                 disturbed=disturbance(result, comparison) or None,
+                text_closeness_db=value_of(close, "db"),
+                kl_nats=value_of(close, "kl_nats"),
+                perplexity=value_of(close, "perplexity"),
             )
         )
     return lines

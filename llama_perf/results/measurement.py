@@ -7,7 +7,7 @@ torch.
 
 from statistics import median, quantiles
 
-from llama_perf.errors import check_not_negative, check_positive
+from llama_perf.errors import SpecError, check_not_negative, check_positive
 from llama_perf.results.token_times import percentile_ms
 from llama_perf.strict_json import record
 from llama_perf.words import counted
@@ -147,6 +147,22 @@ class Closeness:
     text: str
     seconds: float
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "perplexity", "twin_perplexity"):
+            check_positive(name, getattr(self, name))
+        for name in ("seconds", "greedy_tokens", "same_greedy_tokens"):
+            check_not_negative(name, getattr(self, name))
+        if not 0 <= self.top1_share <= 1:
+            raise SpecError("top1_share", self.top1_share, "allowed: 0 to 1")
+        if self.same_greedy_tokens > self.greedy_tokens:
+            allowed = f"allowed: at most greedy_tokens, {self.greedy_tokens}"
+            raise SpecError("same_greedy_tokens", self.same_greedy_tokens, allowed)
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The row's perplexity over its twin's."""
+        return self.perplexity / self.twin_perplexity
+
 
 @record
 class MemoryParts:
@@ -215,6 +231,9 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
+    `weights` names the source of the weights, and `weights_notes` say in a line each
+    what is to be known of how they were found, such as files that were not read.
+
     With an `injected_slowdown`, `repeated_steps` counts the steps that were decoded a
     second time, and `decode_steps` the others, from the first timed generation on.
 
@@ -240,6 +259,7 @@ class Measurement:
     peak_memory_bytes: int
     model_size_bytes: int
     weights: str
+    weights_notes: tuple[str, ...] | None = None
     decode_tok_s: float | None = None
     time_to_first_token_s: float | None = None
     device_bandwidth_gb_s: float | None = None
@@ -281,6 +301,11 @@ class Measurement:
                 check_positive(name, value)
         for sample_ns in self.token_ns or ():
             check_not_negative("token_ns", min(sample_ns, default=0))
+
+    @property
+    def best_closeness_db(self) -> float | None:
+        """The closeness over a text where it was measured, else the quick one."""
+        return self.closeness_db if self.closeness is None else self.closeness.db
 
     @property
     def trend(self) -> float | None:

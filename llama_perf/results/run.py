@@ -111,8 +111,8 @@ class Verdict(Enum):
 class MetricChange:
     """The change of one metric since the baseline.
 
-    `change` is current / baseline - 1. Beyond `limit`, a share, the metric is worse;
-    without one it is only reported.
+    `change` is current / baseline - 1, and for a closeness in dB the difference. Beyond
+    `limit`, a share or dB, the metric is worse; without one it is only reported.
     """
 
     metric: str
@@ -149,7 +149,8 @@ class Comparison:
     known. `before` is what the row was compared with, None where nothing was: it was
     not measured, or is another row or has other weights than the stored one.
     `processes` are those of this run that decided on the row, None where its own
-    process did: the fresh ones, or the head's where pairs ran.
+    process did: the fresh ones, or the head's where pairs ran. `unjudged_closeness`
+    says why a closeness that was measured is not judged.
     """
 
     id: str
@@ -166,6 +167,7 @@ class Comparison:
     bandwidth_share: float | None = None
     before: Before | None = None
     processes: tuple[ProcessSamples, ...] | None = None
+    unjudged_closeness: str | None = None
 
     @property
     def doubtful(self) -> bool:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 
 from llama_perf.errors import SpecError
+from llama_perf.rows import plugins
+from llama_perf.rows.config_call import FORM, TORCHAO, ConfigCall, parse_call
 
 INT4_GROUP_SIZES = (32, 64, 128, 256)
 UINTX_BITS = tuple(range(1, 9))
@@ -19,6 +21,8 @@ AUTOQUANT = {
     "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
 """The schemes from which each autoquant chooses."""
+OWN = "own"
+"""The family and the kernels of a scheme that is the user's own."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
 _BITSANDBYTES = ("bitsandbytes",)
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -37,6 +41,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "uintx": (*_NATIVE, "gemlite"),
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
+OWN = "own"
+"""The family of every config of torchao's or of a user's package, and the kernels of
+the latter."""
 
 # Families whose names have parameters; the name of any other is the scheme's.
 _WITH_GROUPS = ("int4wo", "uintx")
@@ -44,7 +51,7 @@ _WITHOUT_GROUPS = tuple(family for family in FAMILIES if family not in _WITH_GRO
 ALLOWED = (
     f"allowed: {', '.join(_WITHOUT_GROUPS)}, "
     f"int4wo-{{{','.join(map(str, INT4_GROUP_SIZES))}}}[-hqq], "
-    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq]"
+    f"uintx-<bits {UINTX_BITS[0]}..{UINTX_BITS[-1]}>-<group size>[-hqq], {FORM}"
 )
 # Of those with parameters, the ones that rows have most.
 _NAMES = (
@@ -63,6 +70,8 @@ class Scheme:
     `family` is the name without its parameters ("int4wo", "uintx", "int8wo", ...);
     `bits` is given for uintx, `group_size` (weights that share a scale along K) for
     int4wo and uintx, `hqq` says that half-quadratic quantization picks the scales.
+    Of a config in the form `module:Config(...)` the name is that text, in the one way
+    in which it is written, the family is "own", and `config` is what it says.
     """
 
     name: str
@@ -70,20 +79,42 @@ class Scheme:
     bits: int | None = None
     group_size: int | None = None
     hqq: bool = False
+    config: ConfigCall | None = None
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The kinds of kernels it is built on, the preferred one first."""
-        return FAMILIES[self.family]
+        if self.config is not None:
+            return (TORCHAO if self.config.package == TORCHAO else OWN,)
+        return (OWN,) if self.family == OWN else FAMILIES[self.family]
+
+    @property
+    def token(self) -> str:
+        """A short name of it for ids, folders and charts."""
+        return self.name if self.config is None else self.config.token
 
     @classmethod
-    def parse(cls, name: str, *, field: str = "quantization") -> "Scheme":
-        """Parse `name` strictly; raises SpecError naming `field`."""
+    def parse(
+        cls, name: str, *, field: str = "quantization", kernels: str | None = None
+    ) -> "Scheme":
+        """Parse `name` strictly; raises SpecError naming `field`.
+
+        The name of a scheme that an installed package adds has the family OWN. With
+        OWN kernels, as a stored row has them, its package need not be here.
+        """
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
+        if isinstance(name, str) and ":" in name:
+            config = parse_call(name, field)
+            return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None
         if match is None:
-            raise SpecError(field, name, ALLOWED, known=_NAMES)
+            stored = kernels == OWN and plugins.NAME.fullmatch(name)
+            if stored or _offered(name, field):
+                return cls(name=name, family=OWN)
+            own = [one.name for one in plugins.usable(plugins.SCHEMES, is_built_in)]
+            allowed = ", ".join([ALLOWED, *own])
+            raise SpecError(field, name, allowed, known=(*_NAMES, *own))
         bits = None if match[1] is None else int(match[1])
         group_size = int(match[2])
         if bits is None and group_size not in INT4_GROUP_SIZES:
@@ -98,3 +129,21 @@ class Scheme:
             group_size=group_size,
             hqq=match[3] is not None,
         )
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a scheme's name is this project's, with any parameters."""
+    taken = (*FAMILIES, UNQUANTIZED, OWN)
+    return name in taken or name.startswith(tuple(f"{it}-" for it in _WITH_GROUPS))
+
+
+def check_one_package(name: str, *, field: str = "quantization") -> None:
+    """Raise SpecError for the name of a scheme that an installed package has too.
+
+    Of a stored row it does not matter.
+    """
+    _offered(name, field)
+
+
+def _offered(name: str, field: str) -> plugins.Offer | None:
+    return plugins.offered(plugins.SCHEMES, name, is_built_in, field=field)

@@ -1,4 +1,4 @@
-"""Sets of rows: the TOML files of this package, and a user's own.
+"""Sets of rows: the TOML files of this package, installed ones, and a user's own.
 
 A file is a list of `[[row]]` tables with the fields of `RowSpec`. An optional
 `[defaults]` table has values for every row of the file. A table `limits` in either
@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,9 @@ from llama_perf.errors import RecordError, SpecError, UserError
 from llama_perf.file_kinds import described_text
 from llama_perf.files import read_text
 from llama_perf.metrics import LIMIT_FIELDS
+from llama_perf.rows import plugins
 from llama_perf.rows.limit_overrides import check_names
+from llama_perf.rows.plugins import Offer
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import from_plain, parse_toml
 from llama_perf.words import counted, did_you_mean, shown
@@ -30,20 +33,49 @@ def set_names() -> list[str]:
     return sorted(name.stem for name in names if name.suffix == ".toml")
 
 
+def installed_sets() -> list[Offer]:
+    """The sets that other packages add, but for those whose names are refused."""
+    return list(plugins.usable(plugins.SETS, set_names().__contains__))
+
+
+def installed_set(name: str) -> Offer | None:
+    """The set of that name which a package adds, or None.
+
+    Raises SpecError for a name that two packages have.
+    """
+    return plugins.offered(plugins.SETS, name, set_names().__contains__, field="set")
+
+
 def load_set(name: str) -> list[RowSpec]:
-    """The rows of a set that comes with the package; raises SpecError."""
+    """The rows of a set, this package's or another's.
+
+    Raises SpecError for a name that is none, RecordError for a wrong file of another
+    package.
+    """
     if name not in set_names():
-        allowed = f"allowed: {', '.join(set_names())}"
-        raise SpecError("set", name, allowed, known=set_names())
+        if (offer := installed_set(name)) is not None:
+            return load_installed(offer)
+        names = [*set_names(), *(offer.name for offer in installed_sets())]
+        raise SpecError("set", name, f"allowed: {', '.join(names)}", known=names)
     text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return _parse(text, source=f"rows/{name}.toml")
 
 
+def load_installed(offer: Offer) -> list[RowSpec]:
+    """The rows of a set that another package adds; raises RecordError."""
+    text = read_text(plugins.rows_file(offer), error=RecordError)
+    return _parse(text, source=f"set {offer.name} of {offer.place}")
+
+
 def every_row() -> list[RowSpec]:
-    """The rows of all sets that come with the package, each once."""
+    """The rows of all sets, each once. Another package's wrong file has none."""
     rows: dict[str, RowSpec] = {}
     for row in chain.from_iterable(map(load_set, set_names())):
         rows.setdefault(row.id, row)
+    for offer in installed_sets():
+        with suppress(UserError):
+            for row in load_installed(offer):
+                rows.setdefault(row.id, row)
     return list(rows.values())
 
 
@@ -71,11 +103,18 @@ def _parse(text: str, *, source: str) -> list[RowSpec]:
     for number, row in enumerate(rows, start=1):
         named = [] if row.name is None else [("name", row.name)]
         for kind, text in [("id", row.id), *named]:
-            if (first := numbers.setdefault(text, number)) != number:
+            first = numbers.setdefault(text, number)
+            if first != number and not _one_scheme(row, rows[first - 1], kind):
                 raise RecordError(
                     f"{source}: rows {first} and {number} have one {kind}, {text!r}"
                 )
     return rows
+
+
+def _one_scheme(row: RowSpec, other: RowSpec, kind: str) -> bool:
+    """Whether two rows may have one name: it names the config that both have."""
+    same = row.quantization == other.quantization
+    return kind == "name" and row.names_scheme and same
 
 
 def _row(defaults: dict[str, Any], table: object, source: str) -> RowSpec:

@@ -6,20 +6,22 @@ Knows the work that a row asks for, not whether this machine can run it.
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
-from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.modules import ModuleFilter
+from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, OWN, UNQUANTIZED, Scheme
+from llama_perf.rows.transformers_fields import TRANSFORMERS, check_fields
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
-KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", "own")
-ENGINES = ("llama-perf", "transformers")
+KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
+ENGINES = ("llama-perf", TRANSFORMERS)
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 PERSISTENT = "persistent"
@@ -56,15 +58,16 @@ class RowSpec:
     to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
     (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
     with "persistent" on one kernel for all layers (`llama/persistent.py`).
-    `modules` is a glob of the names of the linears that are quantized, such as
-    "*.feed_forward.*"; None quantizes all. `engine` is what runs the model.
+    `modules` are globs of the names of the linears that are quantized, such as
+    "*.feed_forward.*" (`rows/modules.py`); None quantizes all. `engine` runs the model.
     `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
     there a row of the table with it is the same work as the row without.
 
     `name` is what tables show in place of the id. `upstream_issue`, such as
     "pytorch/ao#2376", says that a library is known to break the row. `limits` are the
     row's own for the gate. None of the three changes the work, so none is part of the
-    id or the fingerprint.
+    fingerprint, nor of the id, but for one case: with a config as `quantization` the
+    name stands for it in the id.
     """
 
     model: str
@@ -97,11 +100,14 @@ class RowSpec:
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
-        if self.quantization == "none":
+        if self.quantization == UNQUANTIZED:
             need = "leave it out for an unquantized row"
             raise SpecError("quantization", self.quantization, need)
+        family = None
         if self.quantization is not None:
-            Scheme.parse(self.quantization)
+            scheme = Scheme.parse(self.quantization, kernels=self.kernels)
+            self._set_scheme(scheme)
+            family = scheme.family
         elif self.kernels != "native":
             need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
@@ -110,6 +116,10 @@ class RowSpec:
         if self.modules is not None and self.quantization is None:
             need = "an unquantized row quantizes no modules"
             raise SpecError("modules", self.modules, need)
+        if self.modules is not None and self.quantization in AUTOQUANT:
+            need = f"{self.quantization} chooses for every linear"
+            raise SpecError("modules", self.modules, need)
+        object.__setattr__(self, "modules", ModuleFilter.parse(self.modules).text)
         check_choice("attention", self.attention, ATTENTIONS)
         if cache_kind(self.kv_cache_quantization) == "int8":
             # The reference table writes int8 as true: both are one row with one id.
@@ -128,22 +138,23 @@ class RowSpec:
         if issue is not None and not _ISSUE.fullmatch(issue):
             raise SpecError("upstream_issue", issue, "write owner/repository#number")
         small, gpu = self.batch_size <= FUSED_TOKENS, self.device == "cuda"
-        float8 = (self.quantization or "").startswith("float8dq")
+        ours = self.kernels in ("native", OWN)
+        float8 = family in ("float8dq-tensor", "float8dq-row")
         for name, fulfilled, need in (
             ("capture", gpu, "a CUDA graph needs device 'cuda'"),
             ("compile_prefill", self.compile, "it needs compile = true"),
             ("ragged", self.batch_size > 1, "it needs a batch_size of 2 or more"),
             ("ragged", self.attention != "sdpa", "it needs attention = 'decode'"),
             ("fused", gpu or self.fused != PERSISTENT, "it needs device 'cuda'"),
-            ("fused", self.kernels == "native", "it needs kernels = 'native'"),
+            ("fused", ours, "it needs kernels = 'native'"),
             ("fused", self.attention == "decode", "it needs attention = 'decode'"),
             ("fused", not float8, f"{self.quantization} has no fused kernels"),
             ("fused", small, f"it needs a batch_size of at most {FUSED_TOKENS}"),
         ):
             if getattr(self, name) and not fulfilled:
                 raise SpecError(name, getattr(self, name), need)
-        tokens = self.batch_size * self.allocated_positions
-        if tokens > MAX_TOKENS:
+        check_fields(self.work, _DEFAULTS)
+        if (tokens := self.batch_size * self.allocated_positions) > MAX_TOKENS:
             reason = f"allowed: {MAX_TOKENS} positions of all sequences, not {tokens}"
             raise SpecError("batch_size", self.batch_size, reason)
         if self.cache_size is not None and self.cache_size < self.positions:
@@ -153,6 +164,41 @@ class RowSpec:
                 f"the row needs {self.positions} positions: fill {self.fill} + prompt"
                 f" {self.prompt_length} + {counted(self.max_new_tokens, 'new token')}",
             )
+
+    def _set_scheme(self, scheme: Scheme) -> None:
+        """Write a config in its one way, and set its kernels; raises SpecError."""
+        if scheme.family != OWN:
+            return
+        object.__setattr__(self, "quantization", scheme.name)
+        (kernels,) = scheme.kernels
+        if self.kernels not in (_DEFAULTS["kernels"], kernels):
+            need = f"leave it out: it is {kernels!r} for this scheme"
+            raise SpecError("kernels", self.kernels, need)
+        object.__setattr__(self, "kernels", kernels)
+        if scheme.config and self.name in (UNQUANTIZED, *FAMILIES):
+            need = "it is another scheme's, and here the name is the scheme's in the id"
+            raise SpecError("name", self.name, need)
+
+    @property
+    def scheme(self) -> str:
+        """A short name of its scheme, for ids and tables; "none" without one.
+
+        Of a config it is the row's name, if it has one.
+        """
+        if self.quantization is None:
+            return UNQUANTIZED
+        named = self.name if self.names_scheme else None
+        return named or Scheme.parse(self.quantization).token
+
+    @property
+    def title(self) -> str | None:
+        """What tables show in place of the id; None where they show the id."""
+        return None if self.names_scheme else self.name
+
+    @property
+    def names_scheme(self) -> bool:
+        """Whether the name is its config's, and part of the id, and not the row's."""
+        return self.name is not None and ":" in (self.quantization or "")
 
     @property
     def positions(self) -> int:
@@ -170,6 +216,13 @@ class RowSpec:
         return cache_kind(self.kv_cache_quantization)
 
     @property
+    def unquantized(self) -> "RowSpec":
+        """The same row with unquantized weights, and no name."""
+        return replace(
+            self, quantization=None, modules=None, kernels="native", name=None
+        )
+
+    @property
     def is_quantized(self) -> bool:
         """Whether its weights or its cache are quantized."""
         return self.quantization is not None or self.kv_cache is not None
@@ -177,7 +230,7 @@ class RowSpec:
     @property
     def id(self) -> str:
         """The stable id; a field at its default is not in it."""
-        tokens = [self.model.lower(), self.quantization or "none"]
+        tokens = [self.model.lower(), self.scheme]
         if self.kernels != _DEFAULTS["kernels"]:
             tokens.append(self.kernels)
         tokens.append(DTYPE_TOKENS[self.dtype])
@@ -191,6 +244,8 @@ class RowSpec:
                     value = self.kv_cache
                 if name == "fused" and value is True:
                     value = name
+                if name == "modules":
+                    value = ModuleFilter.parse(value).token
                 tokens.append(form.format("all" if value is None else value))
         return ".".join(tokens)
 

@@ -209,19 +209,20 @@ class ComparedRun:
             comparison = blame(
                 result.row, comparison, options=options, progress=running.step
             )
+        if comparison.verdict is Verdict.WORSE and is_final and options.base:
+            unknown = f"pairs with {options.base} measure no closeness"
+            reason = f"{comparison.reason}; {unknown}, so it may be so already"
+            comparison = replace(comparison, reason=reason)
         if confirmation is not None or not comparison.doubtful or options.no_confirm:
             self._save(result, comparison)
             return comparison
-        # What ends the run meanwhile leaves the row undecided.
-        self._save(
-            result,
-            replace(
-                comparison,
-                verdict=Verdict.UNDECIDED,
-                failed=options.on_undecided == "fail",
-                reason=f"{comparison.reason}; the run ended before it was confirmed",
-            ),
-        )
+        # What ends the run meanwhile leaves the row undecided, unless it is WORSE.
+        reason = f"{comparison.reason}; the run ended before it was confirmed"
+        saved = replace(comparison, reason=reason)
+        if comparison.verdict is not Verdict.WORSE:
+            fails = options.on_undecided == "fail"
+            saved = replace(saved, verdict=Verdict.UNDECIDED, failed=fails)
+        self._save(result, saved)
         assert self._baseline is not None, "a row is doubtful by its baseline"
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None

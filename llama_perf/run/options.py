@@ -199,7 +199,10 @@ class RunRequest:
     def all_rows(self) -> list[RowSpec]:
         """Every row of the set or file; raises UserError."""
         if self.rows is None:
-            return selection.load_set(str(self.named_set))
+            name = str(self.named_set)
+            # It refuses a name that a package has as well.
+            selection.installed_set(name)
+            return selection.load_set(name)
         if self.set is not None:
             raise SpecError("rows", str(self.rows), "give --rows or --set, not both")
         return selection.load_file(self.rows)

@@ -16,7 +16,7 @@ import torch
 from llama_perf.checkpoints.load import OpenedModel, may_keep, parse_dtype
 from llama_perf.devices.device import check_device, device_of, run_device
 from llama_perf.devices.processor import use_own_cores
-from llama_perf.errors import NotRunnable, UserError
+from llama_perf.errors import NotRunnable, SchemeError, UserError
 from llama_perf.files import check_temporary_folder
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
@@ -24,7 +24,7 @@ from llama_perf.llama.decode_step import InjectedSteps
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.predict import predict
-from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.prepare import PreparedRow, load_libraries, prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     Progress,
@@ -34,6 +34,7 @@ from llama_perf.measure.timing import (
     time_row,
 )
 from llama_perf.measure.value_check import warm_up_row
+from llama_perf.quantize.scheme_faults import first_line, scheme_faults
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
@@ -157,6 +158,7 @@ class Session:
                 load_compiler(device)
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
+                load_libraries(row)
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
         finally:
             gc.enable()
@@ -214,23 +216,19 @@ class Session:
 def _attempt(row: RowSpec, work: Callable[[], T]) -> RowResult | T:
     """What `work` gives, or the result of a row that cannot run or that breaks."""
     try:
-        return work()
+        with scheme_faults(row.quantization):
+            return work()
     except NotRunnable as error:
         status, reason = Status.NOT_RUN, str(error)
-    except UserError as error:
-        status, reason = Status.INVALID, str(error)
     except torch.OutOfMemoryError as error:
-        status, reason = Status.INVALID, f"out of memory: {_first_line(error)}"
+        status, reason = Status.INVALID, f"out of memory: {first_line(error)}"
     except Exception as error:
-        status = Status.INVALID
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        if row.upstream_issue is not None:
+        status, reason = Status.INVALID, str(error)
+        is_ours = isinstance(error, UserError)
+        if not is_ours:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        known = not is_ours or isinstance(error, SchemeError)
+        if known and row.upstream_issue is not None:
             status = Status.NOT_RUN
             reason = f"broken upstream, {row.upstream_issue}: {reason}"
     return RowResult(id=row.id, row=row, status=status, reason=reason)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    # The compiler's "backend='inductor' raised:" needs the line after it.
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -44,8 +44,10 @@ class WorkerTask:
     def to_send(self) -> "WorkerTask":
         """The task without the row's name, which changes no work.
 
-        Older revisions do not know the field.
+        Older revisions do not know the field, nor schemes that a name is part of.
         """
+        if self.row.names_scheme:
+            return self
         return replace(self, row=replace(self.row, name=None))
 
 

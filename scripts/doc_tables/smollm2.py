@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf import load_model
-from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint
+from llama_perf.checkpoints.find import SMOLLM2, find_checkpoint
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.llama.transformer import Transformer
 from llama_perf.quantize.apply import make_quantizer, quantize_model

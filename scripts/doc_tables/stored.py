@@ -26,10 +26,17 @@ _LIMITS: Mapping[Key, LimitField] = {
 
 def _draw_limit(*key: str) -> tuple[list[str], list[str]]:
     limit = _LIMITS[key]
-    values = map(limit.on, DEVICES)
-    if limit.integral:
-        return [f"{value:,}" for value in values], []
-    return [f"{100 * value:g} %" for value in values], []
+    cells = [_shown(limit, limit.on(device)) for device in DEVICES]
+    if limit.of_drawn is not None:
+        drawn = _shown(limit, limit.of_drawn)
+        cells = [f"{cell} ({drawn})" for cell in cells]
+    return cells, []
+
+
+def _shown(limit: LimitField, value: float) -> str:
+    if limit.unit:
+        return f"{value:g} {limit.unit}"
+    return f"{value:,}" if limit.integral else f"{100 * value:g} %"
 
 
 LIMITS = Table(

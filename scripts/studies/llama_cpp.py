@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from llama_perf.checkpoints.load import SMOLLM2, find_checkpoint
+from llama_perf.checkpoints.find import SMOLLM2, find_checkpoint
 from llama_perf.measure.environment import collect
 from llama_perf.report.table import short_names
 from llama_perf.rows import selection

@@ -17,12 +17,16 @@ from hypothesis import settings
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import own_cache_entries
 from llama_perf.results.measurement import Ceiling
+from llama_perf.rows import plugins
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.kernel_samples import INTERPRETED
 from tests.correctness.support.plugin_project import Project
+
+# What else is installed changes no test; those of plugins install their own.
+os.environ[plugins.OFF] = "1"
 
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.

@@ -1,23 +1,19 @@
 """Chat prompts as token ids, in the template a model was trained with.
 
-Knows ChatML, Llama 3's headers and Llama 2's `[INST]`. Special tokens go in as ids,
-what people write as plain text. Knows no tensors and no Jinja.
+Where a tokenizer brings no template, its special tokens choose one of three. Special
+tokens that a template writes become their ids, those that people write plain text.
+Knows no tensors.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import NamedTuple
 
+from llama_perf.checkpoints.tokenizers.templates import ChatTemplate, Message
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.errors import PromptError, TokenizerError
 
-
-class Message(NamedTuple):
-    """One turn of a conversation; the role is system, user or assistant."""
-
-    role: str
-    content: str
+__all__ = ["Message", "encode_chat", "is_chat_model"]
 
 
 def is_chat_model(name: str) -> bool:
@@ -35,85 +31,106 @@ def is_chat_model(name: str) -> bool:
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """The ids of a conversation, up to where the assistant's answer begins.
 
-    An optional system message comes first, then user and assistant take turns; the
-    last is the user's. The special tokens that the tokenizer has choose the template.
-    Raises PromptError for another order or role, TokenizerError if no template fits.
+    Raises TokenizerError where the template refuses the conversation, is damaged, or
+    there is none; PromptError for a text that cannot be kept from being special.
     """
-    first = 1 if messages and messages[0].role == "system" else 0
-    for index, message in enumerate(messages[first:], start=first):
-        expected = ("user", "assistant")[(index - first) % 2]
-        if message.role != expected:
-            raise PromptError(
-                f"messages[{index}].role: {message.role!r} is not allowed; allowed:"
-                f" {expected!r}"
-            )
-    if (len(messages) - first) % 2 == 0:
-        raise PromptError("messages: the last one must be the user's")
-    default = _DEFAULT_SYSTEM.search(tokenizer.chat_template or "")
-    if not first and default:
-        messages = [Message("system", default[1]), *messages]
-    for marks, template in _TEMPLATES.values():
+    if not messages:
+        raise PromptError("messages: there are none; allowed: one or more")
+    template = tokenizer.chat_template or _default_template(tokenizer)
+    # A template gives an added token its meaning by writing it.
+    written = (t for t in tokenizer.added if t in template.text and not t.isspace())
+    control = sorted({*tokenizer.special, *written}, key=len, reverse=True)
+    marks = "|".join(map(re.escape, control)) or "(?!)"
+    typed = [_mark(message, marks) for message in messages]
+    return _encode_marked(tokenizer, template.render(typed), marks)
+
+
+# Around special tokens that people write: Unicode keeps these two from being text.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+
+def _mark(message: Message, marks: str) -> Message:
+    content = re.sub(f"[{_OPEN}{_CLOSE}]", "", message.content)
+    content = re.sub(marks, rf"{_OPEN}\g<0>{_CLOSE}", content)
+    return Message(message.role, content)
+
+
+def _encode_marked(tokenizer: Tokenizer, text: str, marks: str) -> list[int]:
+    """The ids of a conversation, in which what is marked is plain text.
+
+    A template may have parted a token from its marks. What is left of them parts the
+    text, so that its pieces form no special token.
+    """
+    # Text and marked tokens take turns; a mark alone leaves None for a token.
+    first, *pieces = re.split(f"{_OPEN}({marks}){_CLOSE}|[{_OPEN}{_CLOSE}]", text)
+    ids = tokenizer.encode_part(first, special=True)
+    for number, piece in enumerate(pieces):
+        if piece:
+            special = number % 2 == 1
+            ids += (more := _encode_inner(tokenizer, piece, special=special))
+            known = {tokenizer.special.get(piece), tokenizer.added.get(piece)}
+            if not special and not known.isdisjoint(more):
+                raise PromptError(
+                    f"prompt: {piece!r} is not allowed; the tokenizer has no other"
+                    " token for it than the special one"
+                )
+    return ids
+
+
+def _encode_inner(tokenizer: Tokenizer, piece: str, *, special: bool) -> list[int]:
+    """The ids of a piece from within a text, where no space is put before it."""
+    line = tokenizer.encode_part("\n", special=special)
+    ids = tokenizer.encode_part(f"\n{piece}", special=special)
+    if ids[: len(line)] == line:
+        return ids[len(line) :]
+    return tokenizer.encode_part(piece, special=special)
+
+
+def _default_template(tokenizer: Tokenizer) -> ChatTemplate:
+    for marks, text in _TEMPLATES.values():
         if tokenizer.special.keys() >= set(marks):
-            ids: list[int] = []
-            for part in template(messages, *(tokenizer.special[m] for m in marks)):
-                if isinstance(part, int):
-                    ids.append(part)
-                else:
-                    ids += tokenizer.encode(part, bos=False)
-            return ids
+            named = {"default": text}
+            return ChatTemplate(source="chat_template", named=named, variables={})
     known = [f"{name}: {' '.join(marks)}" for name, (marks, _) in _TEMPLATES.items()]
     raise TokenizerError(
-        "chat: the tokenizer has no template's special tokens; allowed:"
-        f" {'; '.join(known)}"
+        "chat: the tokenizer has neither a template nor the special tokens of one;"
+        f" allowed: {'; '.join(known)}"
     )
 
 
-# The text that ChatML writes where a conversation has no system message.
-# No mark is in it, or a template of nothing but marks would take minutes.
-_DEFAULT_SYSTEM = re.compile(
-    r"<\|im_start\|>system(?:\n|\\n)((?:(?!<\|im_)[^'\"{}])+)<\|im_end\|>"
-)
-# Each template gives texts, and special tokens as their ids.
-Parts = list[int | str]
-
-
-def _chatml(messages: Sequence[Message], start: int, end: int) -> Parts:
-    """ChatML, as SmolLM2's template writes it (OpenAI's format)."""
-    parts: Parts = []
-    for role, content in messages:
-        parts += [start, f"{role}\n{content}", end, "\n"]
-    return [*parts, start, "assistant\n"]
-
-
-def _llama3(messages: Sequence[Message], *marks: int) -> Parts:
-    """Llama 3's headers, as Meta's ChatFormat writes them; no default system."""
-    begin, start, end, end_of_turn = marks
-    parts: Parts = [begin]
-    for role, content in messages:
-        parts += [start, role, end, "\n\n", content.strip(), end_of_turn]
-    return [*parts, start, "assistant", end, "\n\n"]
-
-
-def _llama2(messages: Sequence[Message], bos: int, eos: int) -> Parts:
-    """Llama 2's `[INST]`, as Meta's code writes it; each answer ends a text.
-
-    `[INST]` and `<<SYS>>` are plain text to Llama 2, also where a user types them.
-    """
-    turns = [message.content for message in messages]
-    if messages[0].role == "system":
-        system, user, *rest = turns
-        turns = [f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}", *rest]
-    parts: Parts = []
-    for user, answer in zip(turns[0:-1:2], turns[1::2], strict=True):
-        parts += [bos, f"[INST] {user.strip()} [/INST] {answer.strip()} ", eos]
-    return [*parts, bos, f"[INST] {turns[-1].strip()} [/INST]"]
-
-
+# As OpenAI's format has it.
+_CHATML = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{{ '<|im_start|>assistant\n' }}"""
+# As Meta's ChatFormat writes it; no system message of its own.
+_LLAMA3 = """\
+{{ '<|begin_of_text|>' }}
+{%- for message in messages %}
+{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}
+{{- message.content.strip() + '<|eot_id|>' }}
+{%- endfor %}
+{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"""
+# As Meta's code writes it: each answer ends a text. `[INST]` and `<<SYS>>` are plain
+# text to Llama 2, also where a user types them.
+_LLAMA2 = """\
+{% set ns = namespace(system='') %}
+{% for message in messages %}
+{% if message.role == 'system' %}
+{% set ns.system = '<<SYS>>\n' + message.content + '\n<</SYS>>\n\n' %}
+{% elif message.role == 'user' %}
+{{ '<s>[INST] ' + (ns.system + message.content).strip() + ' [/INST]' }}
+{%- set ns.system = '' %}
+{% else %}
+{{ ' ' + message.content.strip() + ' </s>' }}
+{%- endif %}
+{% endfor %}"""
+# The special tokens that a template writes, and the template. `<s>` comes last:
+# tokenizers of other templates may have it too.
 _HEADER = ("<|start_header_id|>", "<|end_header_id|>")
-# The special tokens of a template, and what writes it with their ids. `<s>` comes
-# last: tokenizers of other templates may have it too.
-_TEMPLATES: dict[str, tuple[tuple[str, ...], Callable[..., Parts]]] = {
-    "ChatML": (("<|im_start|>", "<|im_end|>"), _chatml),
-    "Llama 3": (("<|begin_of_text|>", *_HEADER, "<|eot_id|>"), _llama3),
-    "Llama 2": (("<s>", "</s>"), _llama2),
+_TEMPLATES = {
+    "ChatML": (("<|im_start|>", "<|im_end|>"), _CHATML),
+    "Llama 3": (("<|begin_of_text|>", *_HEADER, "<|eot_id|>"), _LLAMA3),
+    "Llama 2": (("<s>", "</s>"), _LLAMA2),
 }

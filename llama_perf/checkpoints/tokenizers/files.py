@@ -1,32 +1,31 @@
 """Tokenizers' files, found and read by what they hold.
 
-Knows sentencepiece (Llama 2), tiktoken (Llama 3) and GPT-2 style vocabularies in GGUF
-files, of which it proves that `tiktoken` merges in the same order; no model's name.
-Reads no `tokenizer.json`, and no sentencepiece vocabulary in a GGUF.
+Knows `tokenizer.json`, sentencepiece (Llama 2), tiktoken (Llama 3) and GGUF files, and
+which of them is read where a folder has several; no model's name.
 """
 
 import base64
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
 
-from gguf import GGUFValueType, GGUFWriter, TokenType
-from gguf.vocab import bytes_to_unicode
+from gguf import GGUFValueType, GGUFWriter
 
 from llama_perf.checkpoints.gguf_reader import read_container
-from llama_perf.checkpoints.tokenizers.tokenizer import (
-    LLAMA3_PATTERN,
-    Tokenizer,
-    byte_pair_tokenizer,
-    sentencepiece_tokenizer,
+from llama_perf.checkpoints.tokenizers.gguf_vocabulary import has_tokenizer, read_gguf
+from llama_perf.checkpoints.tokenizers.hugging_face import (
+    BESIDE,
+    read_tokenizer_json,
+    with_what_lies_beside,
 )
-from llama_perf.errors import SpecError, TokenizerError, UserError
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    Tokenizer,
+    sentencepiece_tokenizer,
+    tiktoken_tokenizer,
+)
+from llama_perf.errors import TokenizerError
 from llama_perf.files import entries, is_absent, read_bytes
-from llama_perf.strict_json import from_plain, record
 from llama_perf.words import counted
 
 # Rows of a model's vocabulary without a token must be fewer than this.
@@ -42,8 +41,9 @@ _SPECIAL = {
     "<|eom_id|>": 8,
     "<|eot_id|>": 9,
 }
-# Hugging Face's folders of Llama 3 keep Meta's file in `original`.
-_NAMES = ("tokenizer.model", "original/tokenizer.model")
+# Hugging Face's own file comes first: it has the tokens that were added for chats. Its
+# folders of Llama 3 keep Meta's file in `original`.
+_NAMES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
 
 
@@ -55,7 +55,7 @@ def find_tokenizer(path: Path) -> Path | None:
     """
     if not os.path.isdir(path):
         if path.suffix == ".gguf" and not is_absent(path):
-            return path if _has_tokenizer(path) else None
+            return path if has_tokenizer(path) else None
         path = path.parent
     for name in _NAMES:
         if not is_absent(path / name):
@@ -63,7 +63,7 @@ def find_tokenizer(path: Path) -> Path | None:
     ggufs = [
         file for file in entries(path, error=TokenizerError) if file.suffix == ".gguf"
     ]
-    return ggufs[0] if len(ggufs) == 1 and _has_tokenizer(ggufs[0]) else None
+    return ggufs[0] if len(ggufs) == 1 and has_tokenizer(ggufs[0]) else None
 
 
 def tokenizer_of(checkpoint: Path, vocab_size: int) -> Tokenizer | None:
@@ -75,7 +75,7 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> Tokenizer | None:
 def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
     """Read a tokenizer's file for a model of `vocab_size`.
 
-    What the file holds decides: its first bytes tell the three formats apart. Models
+    What the file holds decides: its first bytes tell the formats apart. Models
     pad their vocabulary to a multiple of up to 1024 (Megatron-LM's 128 rows for each of
     eight devices) or gain a few tokens in fine-tuning, while vocabularies of different
     tokenizers are thousands apart: so `vocab_size` may exceed the tokenizer's by less
@@ -96,20 +96,23 @@ def load_tokenizer(path: Path, *, vocab_size: int | None = None) -> Tokenizer:
 def _read(path: Path) -> Tokenizer:
     start = read_bytes(path, error=TokenizerError, most=4096)
     if start.startswith(b"GGUF"):
-        return _read_gguf(path)
+        return read_gguf(path)
+    if start.lstrip().startswith(b"{"):
+        return with_what_lies_beside(read_tokenizer_json(path), path.parent)
     if _TIKTOKEN_LINE.match(start):
-        return _read_tiktoken(path)
+        return with_what_lies_beside(_read_tiktoken(path), path.parent)
     # The first field of a sentencepiece model, its list of pieces.
     if start.startswith(b"\n"):
         try:
-            return sentencepiece_tokenizer(read_bytes(path, error=TokenizerError))
+            pieces = sentencepiece_tokenizer(read_bytes(path, error=TokenizerError))
         # UnicodeDecodeError too, of a piece.
         except (RuntimeError, UnicodeError):
             damage = "a damaged or truncated sentencepiece model"
             raise TokenizerError(f"{path}: {damage}") from None
+        return with_what_lies_beside(pieces, path.parent)
     raise TokenizerError(
-        f"{path}: no tokenizer; allowed: a sentencepiece model, lines of base64 and"
-        " rank as Llama 3 has them, a GGUF file"
+        f"{path}: no tokenizer; allowed: a tokenizer.json, a sentencepiece model, lines"
+        " of base64 and rank as Llama 3 has them, a GGUF file"
     )
 
 
@@ -117,10 +120,19 @@ def copy_tokenizer(path: Path, folder: Path) -> None:
     """Put the tokenizer of the file `path` into `folder`, as `find_tokenizer` seeks it.
 
     A GGUF file's vocabulary goes into a `tokenizer.gguf` without the weights; any
-    other file is copied as it is. Raises TokenizerError, or OSError in writing.
+    other file is copied as it is, with what lies beside it. Raises TokenizerError, or
+    OSError in writing.
     """
-    if read_bytes(path, error=TokenizerError, most=4) != b"GGUF":
-        shutil.copyfile(path, folder / _NAMES[0])
+    start = read_bytes(path, error=TokenizerError, most=4096)
+    if not start.startswith(b"GGUF"):
+        is_json = start.lstrip().startswith(b"{")
+        shutil.copyfile(path, folder / _NAMES[0 if is_json else 1])
+        for name in BESIDE:
+            beside = path.parent / name
+            if beside.is_dir():
+                shutil.copytree(beside, folder / name)
+            elif not is_absent(beside):
+                shutil.copyfile(beside, folder / name)
         return
     stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
     writer = GGUFWriter(folder / "tokenizer.gguf", "llama")
@@ -160,149 +172,9 @@ def _read_tiktoken(path: Path) -> Tokenizer:
     for byte in range(256):
         if bytes([byte]) not in ranks:
             raise TokenizerError(f"{path}: no token for the byte 0x{byte:02x}")
-    return byte_pair_tokenizer(
+    return tiktoken_tokenizer(
         ranks,
-        special={text: first + offset for text, offset in _SPECIAL.items()},
-        pattern=LLAMA3_PATTERN,
+        {text: first + offset for text, offset in _SPECIAL.items()},
         vocab_size=first + _N_SPECIAL,
         bos_id=first,
     )
-
-
-_GPT2_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
-# llama.cpp cuts out every digit, then applies GPT-2's pattern to each piece between.
-# A piece ends at a digit, so there, as at the text's end, white space stays whole.
-_SMOLLM_PATTERN = (
-    r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+"
-    r"|\s+(?=\p{N})|\s+(?!\S)|\s+"
-)
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_PATTERNS = {
-    "gpt-2": _GPT2_PATTERN,
-    "smollm": _SMOLLM_PATTERN,
-    **dict.fromkeys(_LLAMA3, LLAMA3_PATTERN),
-}
-# GPT-2's writing of bytes.
-_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
-_FIELD = "tokenizer.ggml."
-_END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-
-
-@record
-class _Fields:
-    """The fields `tokenizer.ggml.*` that are read."""
-
-    model: Literal["gpt2"]
-    pre: Literal["gpt-2", "smollm", "llama-bpe", "llama3", "llama-v3"]
-    tokens: list[str]
-    merges: list[str]
-    token_type: list[Literal[1, 2, 3, 4, 5]] | None = None
-    add_bos_token: bool | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    eot_token_id: int | None = None
-    eom_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        size = len(self.tokens)
-        if self.token_type is not None and len(self.token_type) != size:
-            raise TokenizerError(f"token_type: not one for each of {size} tokens")
-        if self.add_bos and self.bos_token_id is None:
-            raise TokenizerError("bos_token_id: the field is missing")
-        for name in (*["bos_token_id"] * self.add_bos, *_END_FIELDS):
-            id = getattr(self, name)
-            if id is not None and not 0 <= id < size:
-                raise SpecError(name, id, f"allowed: 0 to {size - 1}")
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether `bos_token_id` goes before a text."""
-        added = self.add_bos_token
-        return self.pre in _LLAMA3 if added is None else added
-
-
-def _has_tokenizer(path: Path) -> bool:
-    """Whether the GGUF file holds any tokenizer; raises TokenizerError."""
-    stored, _ = read_container(path, _FIELD + "model", error=TokenizerError)
-    # llama.cpp's two words for a model that works only on ids.
-    return any(kind not in ("no_vocab", "none") for kind, _ in stored.values())
-
-
-def _read_gguf(path: Path) -> Tokenizer:
-    """Read the tokenizer of a GGUF file; raises TokenizerError."""
-    stored, _ = read_container(path, "tokenizer.", error=TokenizerError)
-    names = {field.name: _FIELD + field.name for field in fields(_Fields)}
-    values = {name: stored[full][0] for name, full in names.items() if full in stored}
-    source = f"{path}: tokenizer.ggml"
-    file = from_plain(_Fields, values, source=source, error=TokenizerError)
-    try:
-        tokenizer = _tokenizer(file)
-    except UserError as error:
-        raise TokenizerError(f"{source}: {error}") from None
-    template, _ = stored.get("tokenizer.chat_template", (None, []))
-    ends = {getattr(file, name) for name in _END_FIELDS} - {None}
-    return replace(
-        tokenizer,
-        eos_ids=tokenizer.eos_ids | ends,
-        chat_template=template if isinstance(template, str) else None,
-    )
-
-
-def _tokenizer(file: _Fields) -> Tokenizer:
-    types: Sequence[int] = file.token_type or [TokenType.NORMAL] * len(file.tokens)
-
-    def of_type(*wanted: int) -> dict[str, int]:
-        numbered = enumerate(zip(file.tokens, types, strict=True))
-        return {text: id for id, (text, kind) in numbered if kind in wanted}
-
-    normal = of_type(TokenType.NORMAL)
-    special = of_type(TokenType.CONTROL, TokenType.UNKNOWN)
-    parsed = of_type(TokenType.USER_DEFINED)
-    ranks = {_token_bytes(text): id for text, id in normal.items()}
-    used = len(types) - types.count(TokenType.UNUSED)
-    if (distinct := len(ranks) + len(special) + len(parsed)) != used:
-        raise TokenizerError(f"tokens: {used - distinct} of {used} stand there twice")
-    if not ranks:
-        raise TokenizerError(f"tokens: none of {used} is an ordinary one")
-    # Llama 3's words are whole tokens even where no merges lead to them.
-    _check_merges(file.merges, ranks, reach_all=file.pre not in _LLAMA3)
-    return byte_pair_tokenizer(
-        ranks,
-        special,
-        parsed,
-        pattern=_PATTERNS[file.pre],
-        vocab_size=len(file.tokens),
-        bos_id=file.bos_token_id if file.add_bos else None,
-    )
-
-
-def _token_bytes(text: str) -> bytes:
-    try:
-        return bytes([_BYTES[char] for char in text])
-    except KeyError:
-        raise SpecError("tokens", text, "allowed: GPT-2's writing of bytes") from None
-
-
-def _check_merges(
-    merges: list[str], ranks: Mapping[bytes, int], *, reach_all: bool
-) -> None:
-    """Raise SpecError unless the order of merges is the order of ids.
-
-    tiktoken has no list of merges: of all neighbours that form a token it joins those
-    whose token has the least id. That is the same encoding if every merge makes a
-    token, later merges later ones, and every token longer than a byte has its merge.
-    """
-    ids = [-1]
-    for merge in merges:
-        id = ranks.get(_token_bytes(merge.replace(" ", "", 1)))
-        if id is None:
-            raise SpecError("merges", merge, "allowed: two parts of a token")
-        if id < ids[-1]:
-            raise SpecError("merges", merge, "allowed: in the order of their tokens")
-        ids.append(id)
-    made = set(ids)
-    for token, id in ranks.items():
-        if reach_all and len(token) > 1 and id not in made:
-            raise SpecError("tokens", token, "allowed: tokens that a merge makes")

@@ -1,14 +1,21 @@
-"""Tokenizers: text to token ids and back, with `sentencepiece` or `tiktoken`.
+"""Tokenizers: text to token ids and back, by the packages that know them.
 
-Knows tokens and their ids; nothing of files, of chat templates, of models or of torch.
+`tokenizers`, `sentencepiece` and `tiktoken`. Knows tokens and their ids; nothing of
+files, of models or of torch.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import sentencepiece
 import tiktoken
+from gguf.vocab import bytes_to_unicode
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel
 
+from llama_perf.checkpoints.tokenizers.templates import ChatTemplate
 from llama_perf.errors import PromptError
 
 LLAMA3_PATTERN = (
@@ -16,41 +23,73 @@ LLAMA3_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Where Llama 3 splits text before it merges bytes."""
+BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
+"""GPT-2's writing of bytes: the character of each."""
 
 # Special tokens with which a model ends its text, its turn or its message.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
+class Encode(Protocol):
+    """What a package makes of a text."""
+
+    def __call__(self, text: str, *, special: bool) -> list[int]:
+        """The ids of `text`; with `special`, of special tokens in it too."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenizer:
-    """Text to token ids and back. No text is ever read as a special token.
+    """Text to token ids and back. No text is read as a special token unless asked.
 
     Ids are below `vocab_size`. `bos_id` goes before a text, None if this tokenizer puts
     none; with one of `eos_ids` a model ends its text or its turn. `special` has the ids
-    of special tokens; only ids in `with_text` have a text. `chat_template` is the Jinja
-    template stored along with the tokenizer.
+    of special tokens, `added` of those that a model's author added to be found in text
+    before anything else. `chat_template` is the one stored along with the tokenizer.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_ids: frozenset[int]
     special: Mapping[str, int]
-    with_text: Container[int]
-    encode_text: Callable[[str], list[int]]
+    encode_text: Encode
     decode_ids: Callable[[list[int]], str]
-    chat_template: str | None = None
+    added: Mapping[str, int] = field(default_factory=dict)
+    chat_template: ChatTemplate | None = None
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """The ids of `text`, after `bos_id` if there is one and `bos` is set.
 
         Raises PromptError for a character that the vocabulary cannot write.
         """
-        ids = self.encode_text(text)
+        ids = self.encode_part(text, special=False)
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+
+    def encode_part(self, text: str, *, special: bool) -> list[int]:
+        """The ids of a part of a text; with `special`, of special tokens in it too."""
+        # A terminal's broken UTF-8 arrives as lone surrogates, which have no bytes.
+        return self.encode_text(text.encode(errors="replace").decode(), special=special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and padding of a vocabulary have none."""
-        return self.decode_ids([id for id in ids if id in self.with_text])
+        return self.decode_ids(list(ids))
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` as they come, in parts that end in no half character."""
+        seen: list[int] = []
+        given = ""
+        for id in ids:
+            seen.append(id)
+            text = self.decode(seen)
+            # An unfinished character decodes to the replacement mark.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(given) :]
+                given = text
+        yield self.decode(seen)[len(given) :]
+
+
+def ends_of(special: Mapping[str, int]) -> frozenset[int]:
+    """The ids of special tokens that end a text or a turn by their name."""
+    return frozenset(special[mark] for mark in _ENDS if mark in special)
 
 
 def sentencepiece_tokenizer(model: bytes) -> Tokenizer:
@@ -62,62 +101,97 @@ def sentencepiece_tokenizer(model: bytes) -> Tokenizer:
     pieces = range(processor.get_piece_size())
     # sentencepiece says -1 for none.
     bos, eos = processor.bos_id(), processor.eos_id()
+    marks = {processor.id_to_piece(id): id for id in pieces if processor.is_control(id)}
+    between = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+
+    def encode(text: str, *, special: bool) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        for mark in between.finditer(text) if special else ():
+            ids += [*processor.encode(text[at : mark.start()]), marks[mark[0]]]
+            at = mark.end()
+        return [*ids, *processor.encode(text[at:])]
+
     return Tokenizer(
         vocab_size=len(pieces),
         bos_id=None if bos < 0 else bos,
         eos_ids=frozenset({eos} - {-1}),
-        special={
-            processor.id_to_piece(id): id for id in pieces if processor.is_control(id)
-        },
-        with_text=pieces,
-        # A terminal's broken UTF-8 arrives as lone surrogates, which it refuses.
-        encode_text=lambda text: processor.encode(text.encode(errors="replace")),
-        decode_ids=processor.decode,
+        special=marks,
+        encode_text=encode,
+        decode_ids=lambda ids: processor.decode([id for id in ids if id in pieces]),
     )
 
 
-def byte_pair_tokenizer(
+def tiktoken_tokenizer(
     ranks: Mapping[bytes, int],
     special: Mapping[str, int],
-    parsed: Mapping[str, int] | None = None,
     *,
-    pattern: str,
     vocab_size: int,
-    bos_id: int | None = None,
+    bos_id: int,
 ) -> Tokenizer:
-    """A tokenizer in which the order of token ids is also the order of merges.
+    """Llama 3's tokenizer, in which the order of token ids is also that of merges.
 
-    `ranks` maps a token's bytes to its id, `special` the text of a special token to
-    its id. Text never yields a special token. `parsed` are the exceptions: tokens
-    that a model's author added to be found in text before anything else.
+    `ranks` maps a token's bytes to its id, `special` the text of a special token.
+    Each byte has a token.
     """
-    parsed = parsed or {}
-    # tiktoken aborts at a byte without a token; past the vocabulary we find it.
-    bytes_ = {bytes([byte]): vocab_size + byte for byte in range(256)}
     encoding = tiktoken.Encoding(
         "llama-perf",
-        pat_str=pattern,
-        mergeable_ranks={**bytes_, **ranks},
-        special_tokens=dict(parsed),
+        pat_str=LLAMA3_PATTERN,
+        mergeable_ranks=dict(ranks),
+        special_tokens=dict(special),
     )
+    with_text = set(ranks.values())
 
-    def encode(text: str) -> list[int]:
-        ids = encoding.encode(text, allowed_special="all", disallowed_special=())
-        if (byte := max(ids, default=0) - vocab_size) >= 0:
-            has_byte = (char for char in text if byte in char.encode(errors="replace"))
-            char = next(has_byte, "\N{REPLACEMENT CHARACTER}")
-            raise PromptError(
-                f"prompt: {char!r} is not allowed; the vocabulary has no token for its"
-                f" byte 0x{byte:02x}"
-            )
-        return ids
+    def encode(text: str, *, special: bool) -> list[int]:
+        if special:
+            return encoding.encode(text, allowed_special="all")
+        return encoding.encode_ordinary(text)
 
     return Tokenizer(
         vocab_size=vocab_size,
         bos_id=bos_id,
-        eos_ids=frozenset(special[mark] for mark in _ENDS if mark in special),
+        eos_ids=ends_of(special),
         special=special,
-        with_text={*ranks.values(), *parsed.values()},
         encode_text=encode,
-        decode_ids=encoding.decode,
+        decode_ids=lambda ids: encoding.decode([id for id in ids if id in with_text]),
     )
+
+
+def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
+    """A tokenizer of the `tokenizers` package, in which some tokens are special."""
+    # A file may hold the settings of the training, which cut and pad what is encoded.
+    backend.no_truncation()
+    backend.no_padding()
+    tokens = backend.get_added_tokens_decoder()
+    special = {token.content: id for id, token in tokens.items() if token.special}
+    lacking: set[int] = set()
+    if isinstance(backend.decoder, ByteLevel):
+        missing = (c for c in BYTES if backend.token_to_id(c) is None)
+        lacking = {BYTES[char] for char in missing}
+
+    def encode(text: str, *, special: bool) -> list[int]:
+        if lacking:
+            _check_bytes(text, lacking)
+        backend.encode_special_tokens = not special
+        return backend.encode(text, add_special_tokens=False).ids
+
+    return Tokenizer(
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        bos_id=bos_id,
+        eos_ids=ends_of(special),
+        special=special,
+        added={token.content: id for id, token in tokens.items() if not token.special},
+        encode_text=encode,
+        decode_ids=backend.decode,
+    )
+
+
+def _check_bytes(text: str, lacking: set[int]) -> None:
+    """Raise PromptError for a byte without a token, which would vanish in silence."""
+    for char in text:
+        for byte in char.encode():
+            if byte in lacking:
+                raise PromptError(
+                    f"prompt: {char!r} is not allowed; the vocabulary has no token for"
+                    f" its byte 0x{byte:02x}"
+                )

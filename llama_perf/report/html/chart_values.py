@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from llama_perf.results.run import Verdict
-from llama_perf.rows.schemes import FAMILIES, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import FAMILIES, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
 Datum = dict[str, Any]
@@ -52,7 +52,7 @@ LOOKS_OF_FAMILIES = with_stars(_KNOWN, FAMILIES)
 LOOKS_OF_VERDICTS = {
     Verdict.SLOWER: (VERMILION, "triangle-down"),
     Verdict.LARGER: (VERMILION, "square"),
-    Verdict.WORSE: (VERMILION, "diamond"),
+    Verdict.WORSE: (VERMILION, "triangle-right"),
     Verdict.UNDECIDED: (ORANGE, "cross"),
     Verdict.ALREADY_SLOWER: (PINK, "triangle-down"),
     Verdict.ALREADY_LARGER: (PINK, "square"),
@@ -75,10 +75,11 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def family(row: RowSpec) -> str:
-    """The family of a row's scheme."""
+    """The family of a row's scheme; one of the user's own has its name."""
     if row.quantization is None:
         return UNQUANTIZED
-    return Scheme.parse(row.quantization).family
+    known = Scheme.parse(row.quantization, kernels=row.kernels).family
+    return row.quantization if known == OWN else known
 
 
 def label(row: RowSpec) -> str:

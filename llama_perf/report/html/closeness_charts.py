@@ -38,7 +38,7 @@ def closeness(report: Report) -> list[Chart]:
     known = {
         model: rows
         for model, rows in by_model.items()
-        if any(figures.closeness_db is not None for _, figures in rows)
+        if any(figures.best_closeness_db is not None for _, figures in rows)
     }
     return [
         _chart(f"closeness-{number}", model, rows)
@@ -48,9 +48,9 @@ def closeness(report: Report) -> list[Chart]:
 
 def _chart(name: str, model: str, rows: Measured) -> Chart:
     known = [
-        (result, figures, figures.closeness_db)
+        (result, figures, figures.best_closeness_db)
         for result, figures in rows
-        if figures.closeness_db is not None
+        if figures.best_closeness_db is not None
     ]
     places = [(db, sequence_tok_s(result, one)) for result, one, db in known]
     front = pareto_front(places)
@@ -62,7 +62,7 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
     full = [
         (sequence_tok_s(result, figures), result)
         for result, figures in rows
-        if not result.row.is_quantized and figures.closeness_db is None
+        if not result.row.is_quantized and figures.best_closeness_db is None
     ]
     unquantized = max(full, key=itemgetter(0), default=None)
     speeds = [tok_s for _, tok_s in places]
@@ -111,12 +111,19 @@ def _chart(name: str, model: str, rows: Measured) -> Chart:
             [known[number][0] for number in front],
             [places[number] for number in front],
             known=len(known),
+            quick=_quick([figures for _, figures, _ in known]),
             beyond=beyond,
             left_out=len(rows) - len(known),
             unquantized=unquantized,
         ),
         spec=spec_of(*layers, data=data),
     )
+
+
+def _quick(rows: Sequence[Measurement]) -> int:
+    """How many have only the quick figure, where others were measured over a text."""
+    quick = sum(figures.closeness is None for figures in rows)
+    return quick if quick < len(rows) else 0
 
 
 def _shown_db(values: Sequence[float]) -> list[float]:
@@ -136,6 +143,7 @@ def _text(
     places: Sequence[tuple[float, float]],
     *,
     known: int,
+    quick: int,
     beyond: int,
     left_out: int,
     unquantized: tuple[float, RowResult] | None,
@@ -160,6 +168,9 @@ def _text(
     if beyond:
         rows = counted(beyond, "row")
         text += f" Drawn at the right end: {rows} of more than {_MOST_DB:.0f} dB."
+    if quick:
+        rows = counted(quick, "row")
+        text += f" By the quick figure of a few tokens, not over the text: {rows}."
     if left_out:
         text += f" Left out, since their closeness is not known: {left_out}."
     return text

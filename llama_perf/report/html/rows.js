@@ -99,11 +99,12 @@
 
   function fill(row) {
     const known = detailsOf(row);
-    for (const name of ["reason", "disturbed"]) {
+    for (const name of ["reason", "disturbed", "closeness"]) {
       slots.get(name).textContent = known[name] ?? "";
       slots.get(name).hidden = !known[name];
     }
     if (known.disturbed) slots.get("disturbed").prepend("Disturbed: ");
+    if (known.closeness) slots.get("closeness").prepend("Closeness: ");
     slots.get("id").textContent = row.dataset.id;
     slots.get("verdict").textContent = known.verdict;
     slots.get("verdict").className = `badge ${known.kind}`;

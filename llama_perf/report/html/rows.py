@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_perf.metrics import METRICS
+from llama_perf.report.closeness_notes import in_words
 from llama_perf.report.columns import (
     DISTURBED,
     NAMES,
@@ -167,6 +168,12 @@ def _cells(
         yield column, column.cells[number], value
 
 
+def _closeness(result: RowResult) -> str:
+    """How close the row comes to its twin, in words; empty where it is not known."""
+    closeness = None if result.measurement is None else result.measurement.closeness
+    return "" if closeness is None else in_words(closeness)
+
+
 def _details(report: Report, row: Row) -> dict[str, object]:
     changes = row.comparison.changes if row.comparison else ()
     data = row_data(row.result, row.comparison)
@@ -181,19 +188,20 @@ def _details(report: Report, row: Row) -> dict[str, object]:
         "kind": row.kind,
         "reason": row.reason,
         "disturbed": row.disturbed,
+        "closeness": _closeness(row.result),
         "why": list(row.comparison.why) if row.comparison else [],
         "command": again(report, row.id),
         "changes": [
             [
                 change.metric,
-                _METRICS[change.metric].shown(change.baseline),
-                _METRICS[change.metric].shown(change.current),
-                f"{change.change:+.1%}",
-                "" if change.limit is None else f"{change.limit:.1%}",
+                metric.shown(change.baseline),
+                metric.shown(change.current),
+                metric.shown_change(change.change),
+                "" if change.limit is None else metric.shown_limit(change.limit),
                 "worse" if change.worse else "",
             ]
             for change in changes
-            if change.metric in _METRICS
+            if (metric := _METRICS.get(change.metric)) is not None
         ],
     }
     return {name: value for name, value in known.items() if value}

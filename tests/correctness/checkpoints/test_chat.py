@@ -1,8 +1,6 @@
 """Chats beside written-out prompts, and beside a file's own template."""
 
 import re
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,23 +31,12 @@ def test_chatml_as_in_the_files_own_template(turns: list[Message]) -> None:
     assert encode_chat(smollm2(), turns) == expected
 
 
-@pytest.mark.parametrize(
-    ("template", "start"),
-    [
-        ("", ""),
-        ("{{'<|im_start|>system\n' + m['content'] + '<|im_end|>\n'}}", ""),
-        ("'<|im_start|>system\\nBe kind<|im_end|>'", "system\nBe kind"),
-    ],
-)
-def test_chatml_of_another_model(tmp_path: Path, template: str, start: str) -> None:
+def test_chatml_without_a_template(tmp_path: Path) -> None:
     tokens = [*samples.gguf_vocabulary()[0], "<|im_start|>", "<|im_end|>"]
-    path = tmp_path / "model.gguf"
-    samples.write_gguf(path, tokens=tokens, chat_template=template)
-    tokenizer = load_tokenizer(path)
-    system = [SIZE, *tokenizer.encode(start), SIZE + 1, 10] if start else []
+    tokenizer = load_tokenizer(samples.write_gguf(tmp_path / "a.gguf", tokens=tokens))
     hi = [SIZE, *tokenizer.encode("user\nhi"), SIZE + 1, 10]
     answer = [SIZE, *tokenizer.encode("assistant\n")]
-    assert encode_chat(tokenizer, [Message("user", "hi")]) == system + hi + answer
+    assert encode_chat(tokenizer, [Message("user", "hi")]) == hi + answer
 
 
 LLAMA3_PROMPT = """\
@@ -115,41 +102,17 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
         samples.write_gguf(tmp_path / "a.gguf", token_type=types)
     )
     assert refusal(encode_chat, tokenizer, [USER], error=TokenizerError) == (
-        "chat: the tokenizer has no template's special tokens; allowed:"
-        " ChatML: <|im_start|> <|im_end|>;"
+        "chat: the tokenizer has neither a template nor the special tokens of one;"
+        " allowed: ChatML: <|im_start|> <|im_end|>;"
         " Llama 3: <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>;"
         " Llama 2: <s> </s>"
     )
 
 
-def test_a_template_of_marks_alone_takes_no_minutes() -> None:
-    # Each of them would have been searched to the end.
-    template = "<|im_start|>system\n" * 20_000
-    tokenizer = replace(smollm2(), chat_template=template)
-    start = time.process_time()
-    ids = encode_chat(tokenizer, [USER])
-    assert time.process_time() - start < 10
-    assert ids == encode_chat(replace(smollm2(), chat_template=None), [USER])
-
-
-LAST = "messages: the last one must be the user's"
-WRONG = "messages[{}].role: {!r} is not allowed; allowed: {!r}"
-
-
-@pytest.mark.parametrize(
-    ("turns", "message"),
-    [
-        ([], LAST),
-        ([SYSTEM], LAST),
-        ([USER, ANSWER], LAST),
-        ([USER, AGAIN], WRONG.format(1, "user", "assistant")),
-        ([SYSTEM, ANSWER], WRONG.format(1, "assistant", "user")),
-        ([USER, ANSWER, SYSTEM], WRONG.format(2, "system", "user")),
-        ([Message("tool", "")], WRONG.format(0, "tool", "user")),
-    ],
-)
-def test_turns_out_of_order(turns: list[Message], message: str) -> None:
-    assert refusal(encode_chat, llama3(), turns, error=PromptError) == message
+def test_no_messages() -> None:
+    assert refusal(encode_chat, llama3(), [], error=PromptError) == (
+        "messages: there are none; allowed: one or more"
+    )
 
 
 def test_the_name_of_a_chat_model() -> None:

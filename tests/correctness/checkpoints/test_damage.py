@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llama_perf import load_model, save_model
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.errors import TokenizerError, WeightsError
 from tests.correctness.checkpoints import test_gguf, test_pth

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints.config import from_hugging_face, from_meta
-from llama_perf.checkpoints.load import ALLOWED, SMOLLM2, find_checkpoint, open_weights
+from llama_perf.checkpoints.find import ALLOWED, SMOLLM2, find_checkpoint, open_weights
 from llama_perf.errors import WeightsError
 from llama_perf.words import shown
 from tests.correctness.checkpoints import test_gguf, test_pth, test_safetensors
@@ -29,20 +29,18 @@ def test_a_file_or_its_folder(tmp_path: Path, name: str) -> None:
 
 
 SHARDS = ["consolidated.00.pth", "consolidated.01.pth"]
-SHARDED = (
-    "a model in 2 consolidated.*.pth files is not allowed; allowed: one file, or the"
-    " same model as a Hugging Face folder with safetensors"
-)
+DAMAGED = "damaged, truncated, or no checkpoint"
 ONE_FILE = "ambiguous: {}; give the path of one file, or keep one of them in the"
-SINGLE = "model.safetensors"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and config"
 
 
 @pytest.mark.parametrize(
     ("names", "path", "message"),
     [
-        (SHARDS, "", SHARDED),
-        (SHARDS, "consolidated.00.pth", SHARDED),
+        (SHARDS, "", f"consolidated.00.pth: {DAMAGED}"),
+        (SHARDS, "consolidated.00.pth", DAMAGED),
+        (["part.safetensors"], "", f"part.safetensors is there without {INDEX}"),
         ([], "none", f"no such file or folder; {ALLOWED}"),
         ([], "", f"no weights in this folder; {ALLOWED}"),
         (["pytorch_model.bin"], "", f"pytorch_model.bin is not allowed; {ALLOWED}"),
@@ -52,7 +50,7 @@ NO_SINGLE = "this kind of file is not allowed, but the folder that holds it and 
         # Opened, since it is the only one.
         (["a.gguf"], "", "a.gguf: damaged, truncated, or no GGUF file"),
         # The reference's conversion writes it beside the files it was made from.
-        ([SINGLE, "model.pth"], "", "model.pth: damaged, truncated, or no checkpoint"),
+        ([SINGLE, "model.pth"], "", f"model.pth: {DAMAGED}"),
         ([], "config.json", f"this kind of file is not allowed; {ALLOWED}"),
         ([SINGLE], SINGLE, NO_SINGLE),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.checkpoints.formats import open_pth
+from llama_perf.checkpoints.pth import open_pth
 from llama_perf.llama.config import PRESETS
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.weights_samples import TINY, all_weights, file_refusal

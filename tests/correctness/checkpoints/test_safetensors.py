@@ -1,5 +1,6 @@
 """Hugging Face folders that transformers wrote: read, and refused with a reason."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.errors import WeightsError
+from llama_perf.measure.prepare import prepare_row
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.checkpoints import test_pth
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.weights_samples import file_refusal, hugging_face_name
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
 their_name = hugging_face_name
 
 
@@ -101,10 +106,11 @@ def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path, max_shard_size="12KB")
     shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
     (tmp_path / shards[1]).unlink()
-    index = "model.safetensors.index.json"
-    missing = f"the shard {shards[1]} is missing; {index} names {len(shards)}"
+    missing = f"the shard {shards[1]} is missing; {INDEX} names {len(shards)}"
     assert file_refusal(tmp_path) == missing
-    samples.write_json(tmp_path / index, {"weight_map": {"lm_head.weight": "a\0"}})
+    (tmp_path / SINGLE).touch()
+    assert file_refusal(tmp_path) == f"{missing}; {SINGLE} is not read"
+    samples.write_json(tmp_path / INDEX, {"weight_map": {"lm_head.weight": "a\0"}})
     null = f"{tmp_path}/a\\x00: cannot be read: embedded null byte"
     assert refusal(open_weights, tmp_path, error=WeightsError) == null
     other = "the shard '../a.safetensors' is not allowed; allowed: a file's name"
@@ -112,5 +118,74 @@ def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
         ({}, "the field weight_map is missing or empty"),
         ({"weight_map": {"lm_head.weight": "../a.safetensors"}}, other),
     ):
-        samples.write_json(tmp_path / index, fields)
-        assert file_refusal(tmp_path) == f"{index}: {message}"
+        samples.write_json(tmp_path / INDEX, fields)
+        assert file_refusal(tmp_path) == f"{INDEX}: {message}"
+
+
+def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path, max_shard_size="12KB")
+    index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))
+    files = index["weight_map"]
+    # A shard that is named for another tensor as well.
+    name, own = next(
+        (name, file)
+        for name, file in files.items()
+        if list(files.values()).count(file) > 1
+    )
+    other = next(file for file in files.values() if file != own)
+    for change, message in (
+        ({name: other}, f"{name}: '{other}' is not allowed; it is in {own}"),
+        ({"x": other}, f"x: '{other}' is not allowed; no shard that it names has it"),
+    ):
+        changed = {**index, "weight_map": files | change}
+        samples.write_json(tmp_path / INDEX, changed)
+        assert file_refusal(tmp_path) == f"{INDEX}: weight_map: {message}"
+
+
+def test_the_index_is_followed_and_what_is_beside_it_is_noted(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path, max_shard_size="12KB")
+    wanted = samples.all_weights(open_weights(tmp_path))
+    assert open_weights(tmp_path).notes == ()
+    # A whole model, with other weights.
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**samples.CONFIG_JSON)).save_pretrained(
+        tmp_path / "other"
+    )
+    (tmp_path / "other" / SINGLE).rename(tmp_path / SINGLE)
+    reader = open_weights(tmp_path)
+    samples.assert_same(reader, wanted)
+    followed = f"{tmp_path.name}: {INDEX} is followed; beside it are not read:"
+    assert reader.notes == (f"{followed} {SINGLE}",)
+    for name in (
+        "model-00009-of-00009.safetensors",
+        "pytorch_model.bin",
+        "z.safetensors",
+    ):
+        (tmp_path / name).touch()
+    reader = open_weights(tmp_path)
+    samples.assert_same(reader, wanted)
+    assert reader.notes == (
+        f"{followed} model-00009-of-00009.safetensors, {SINGLE}, pytorch_model.bin and"
+        " 1 more",
+    )
+    row = RowSpec(model=str(tmp_path), dtype="float32", device="cpu")
+    told: list[str] = []
+    prepared = prepare_row(row, notify=told.append)
+    assert prepared.weights_notes == reader.notes
+    assert reader.notes[0] in told
+
+
+def test_the_file_that_comes_first_is_noted_too(tmp_path: Path) -> None:
+    write(tmp_path, {})
+    (tmp_path / "adapter_model.safetensors").touch()
+    first = f"{tmp_path.name}: {{}} is read; beside it are not read: {{}}"
+    notes = open_weights(tmp_path).notes
+    assert notes == (first.format(SINGLE, "adapter_model.safetensors"),)
+    test_pth.write(tmp_path, {})
+    for name in ("consolidated.00.pth", "consolidated.01.pth", "tokenizer.gguf"):
+        (tmp_path / name).touch()
+    notes = open_weights(tmp_path).notes
+    unread = "adapter_model.safetensors, consolidated.00.pth, consolidated.01.pth"
+    assert notes == (first.format("model.pth", f"{unread} and 1 more"),)
+    # Who names a file has chosen.
+    assert open_weights(tmp_path / "model.pth").notes == ()

@@ -14,7 +14,8 @@ from torchao.quantization import quantize_
 
 from llama_perf import generate, load_model, quantize_model, save_model
 from llama_perf.checkpoints.config import from_hugging_face, to_hugging_face
-from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.find import open_weights
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.saved import SAVED_KERNELS
 from llama_perf.errors import NotRunnable, SpecError

@@ -16,6 +16,7 @@ import torch
 from llama_perf import load_model, save_model
 from llama_perf.checkpoints.config import to_hugging_face
 from llama_perf.checkpoints.saved import SAVED_KERNELS
+from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.errors import SaveError, TokenizerError
 from tests.correctness.checkpoints.test_pth import Evil
@@ -25,14 +26,27 @@ from tests.correctness.support import tokenizer_samples as samples
 from tests.correctness.support import weights_samples
 from tests.correctness.support.command_line import TINY, CommandLine
 from tests.correctness.support.errors import refusal
+from tests.correctness.support.hugging_face_samples import write_folder, write_json
 
 BOS: Any = {"add_bos_token": True, "bos_token_id": 273}
+
+
+def _json(folder: Path) -> Path:
+    path = write_folder(folder, "qwen2")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    write_json(folder / "generation_config.json", {"eos_token_id": [3, 402]})
+    return path
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "gguf": lambda folder: samples.write_gguf(
         folder / "m.gguf", chat_template="{{ messages }}", **BOS
     ),
     "tiktoken": lambda folder: samples.write_tiktoken(folder / "tokenizer.model"),
     "sentencepiece": samples.train_sentencepiece,
+    "json": _json,
 }
 
 
@@ -48,8 +62,11 @@ def test_the_tokenizer_comes_along(how: str, tmp_path: Path) -> None:
     loaded, wanted = load_tokenizer(copied), load_tokenizer(path)
     text = f"Hello, the user 123 {samples.SPECIAL[0]}\n\nusing it"
     assert loaded.encode(text) == wanted.encode(text)
-    for field in ("vocab_size", "bos_id", "eos_ids", "special", "chat_template"):
+    for field in ("vocab_size", "bos_id", "eos_ids", "special", "added"):
         assert getattr(loaded, field) == getattr(wanted, field), field
+    talk = [Message("user", "Hello")]
+    if wanted.chat_template is not None:
+        assert encode_chat(loaded, talk) == encode_chat(wanted, talk)
     assert_same(load_model(folder), model)
     # The tokenizer's file itself will do as well.
     save_model(model, tmp_path / "again", tokenizer=path)

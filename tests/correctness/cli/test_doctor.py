@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_perf.checkpoints.load import SMOLLM2
+from llama_perf.checkpoints.find import SMOLLM2
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.kernels import cpp_library

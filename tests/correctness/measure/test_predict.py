@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llama_perf import quantize_model
-from llama_perf.checkpoints.load import SMOLLM2, build_model
+from llama_perf.checkpoints.find import SMOLLM2
+from llama_perf.checkpoints.load import build_model
 from llama_perf.cli.main import main
 from llama_perf.devices.device import device_of
 from llama_perf.errors import SpecError

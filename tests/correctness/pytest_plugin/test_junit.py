@@ -10,7 +10,7 @@ from llama_perf.pytest_plugin.junit import junit_properties
 from llama_perf.results.measurement import SystemLoad
 from llama_perf.results.run import Verdict
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
-from tests.correctness.support.record_samples import measured
+from tests.correctness.support.record_samples import close, measured
 
 pytest_plugins = ["pytester"]
 FIGURES = ("tok_s", "sample_spread", "decode_tok_s", "peak_memory_bytes")
@@ -82,3 +82,9 @@ def test_a_disturbed_row_says_so() -> None:
         found = dict(junit_properties(result, not_compared(result)))
         assert ("disturbed" in found) is (result == measured(load=load))
     assert found["disturbed"] == "other processes took 0.9 of 2 cores"
+
+
+def test_a_measured_closeness_is_a_property() -> None:
+    for result, db in ((measured(), None), (close(), 12.0)):
+        found = dict(junit_properties(result, not_compared(result)))
+        assert found.get("text_closeness_db") == db

@@ -127,7 +127,8 @@ def test_a_models_weight_is_refused_by_its_name(scheme: str, kernels: str) -> No
 
 def test_only_a_transformer_on_known_kernels_is_quantized_or_saved() -> None:
     message = refusal(quantize_model, small(), "int8wo", kernels="fast")
-    assert message == f"kernels: 'fast' is not allowed; allowed: {', '.join(KERNELS)}"
+    allowed = ", ".join(KERNELS)
+    assert message == f"kernels: 'fast' is not allowed; allowed: {allowed}"
     message = "model: 'Linear' is not allowed; allowed: a Transformer, as load_model gi"
     assert refusal(quantize_model, nn.Linear(3, 3), "int8wo").startswith(message)
     assert refusal(save_model, nn.Linear(3, 3), "saved").startswith(message)

@@ -14,7 +14,7 @@ from llama_perf.errors import NotRunnable, SaveError, SpecError
 from llama_perf.measure.predict import model_bytes
 from llama_perf.measure.prepare import check_runnable
 from llama_perf.measure.value_check import signal_to_noise_db
-from llama_perf.quantize import library_tensor
+from llama_perf.quantize import libraries
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.engines import SMALL, new_model
 from tests.correctness.support.errors import refusal
@@ -28,7 +28,7 @@ ROW |= {"device": "cpu", "dtype": "float32"}
 @pytest.fixture(params=[True, False], ids=["fast", "plain"])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """One that multiplies four bits in bfloat16, where this one can, and another."""
-    functional: Any = library_tensor.import_library("bitsandbytes").functional
+    functional: Any = libraries.import_library("bitsandbytes").functional
     if not request.param:
         monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
         # Linear4bit has a name of its own for it.
@@ -50,7 +50,7 @@ def quantized(weight: Tensor, scheme: str) -> Any:
 
 def its_own_module(weight: Tensor, scheme: str) -> nn.Module:
     """bitsandbytes' linear with this weight, in inference."""
-    modules: Any = library_tensor.import_library("bitsandbytes").nn
+    modules: Any = libraries.import_library("bitsandbytes").nn
     rows, columns = weight.shape
     if scheme in ("nf4", "fp4"):
         linear = modules.Linear4bit(
@@ -166,21 +166,21 @@ def test_a_library_that_is_not_there_or_breaks_is_named(
     row = RowSpec(**ROW, quantization="nf4")
 
     def reason() -> str:
-        library_tensor.import_library.cache_clear()
+        libraries.import_library.cache_clear()
         try:
             return refusal(check_runnable, row, error=NotRunnable)
         finally:
-            library_tensor.import_library.cache_clear()
+            libraries.import_library.cache_clear()
 
     def broken(name: str) -> None:
         raise RuntimeError(f"no driver for {name}\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(library_tensor, "import_module", broken)
+        patch.setattr(libraries, "import_module", broken)
         assert reason() == (
             "bitsandbytes cannot be imported: RuntimeError: no driver for bitsandbytes"
         )
-        patch.setattr(library_tensor, "package_version", lambda _name: None)
+        patch.setattr(libraries, "package_version", lambda _name: None)
         assert reason() == (
             "bitsandbytes is not installed (pip install --no-deps bitsandbytes)"
         )

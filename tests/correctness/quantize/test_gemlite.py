@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.measure.predict import model_bytes
 from llama_perf.measure.value_check import signal_to_noise_db
-from llama_perf.quantize import gemlite_schemes, library_tensor
+from llama_perf.quantize import gemlite_schemes, libraries
 from llama_perf.quantize.registry import config_for, import_all
 from llama_perf.rows.schemes import Scheme
 from tests.correctness.support import made_up_gemlite
@@ -161,14 +161,14 @@ def test_what_a_process_tuned_is_what_later_ones_use(
 def test_what_it_cannot_do_is_said_in_one_line(
     name: str, device: str, dtype: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library_tensor, "package_version", lambda _name: None)
-    library_tensor.import_library.cache_clear()
+    monkeypatch.setattr(libraries, "package_version", lambda _name: None)
+    libraries.import_library.cache_clear()
     gemlite_schemes.load.cache_clear()
     on: Any = {"device": torch.device(device), "dtype": getattr(torch, dtype)}
     scheme = Scheme.parse(name)
     message = refusal(config_for, scheme, kernels="gemlite", **on, error=NotRunnable)
     assert message == reason
-    library_tensor.import_library.cache_clear()
+    libraries.import_library.cache_clear()
 
 
 @pytest.mark.usefixtures("gemlite")

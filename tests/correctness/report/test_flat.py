@@ -12,6 +12,7 @@ from llama_perf.metrics import METRICS
 from llama_perf.results.measurement import StepWork
 from llama_perf.results.run import Status
 from tests.correctness.support.record_samples import (
+    CLOSENESS,
     CPU_ROW,
     CUDA_ROW,
     ENVIRONMENT,
@@ -68,8 +69,11 @@ def test_a_line_has_the_verdict_and_every_figure_unrounded() -> None:
 
 def test_a_figure_that_has_a_metric_is_in_every_line() -> None:
     for metric in METRICS:
-        name = metric.source.rpartition(".")[2]
-        assert lines()[0][name] == metric.read(SLOWER.measurement)
+        assert lines()[0][metric.field] == metric.read(SLOWER.measurement)
+    # Two figures are dB of closeness.
+    both = report_of(measured(closeness_db=27.8, closeness=CLOSENESS))
+    (line,) = map(json.loads, report.draw(both, "jsonl").splitlines())
+    assert (line["closeness_db"], line["text_closeness_db"]) == (27.8, 12.0)
     plain = {"first_token_ns", "sample_ns", "step", "ceiling", "autoquant"}
     assert not plain & lines()[0].keys()
 

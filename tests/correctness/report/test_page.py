@@ -134,7 +134,10 @@ def test_details_draw_the_charts_of_the_row(run_page: Path) -> None:
         "Peak memory by what takes it",
     ], "the row has no times of single tokens"
     assert "median 50.031 tok/s" in browser.execute_script(f"return {samples}")
+    assert texts(browser, "#details [data-slot=closeness]") == [], "it is hidden"
     find(browser, "[data-step='1']").click()
+    (closeness,) = texts(browser, "#details [data-slot=closeness]")
+    assert closeness.startswith("Closeness: 12.0 dB over built-in:0123456789ab (470 to")
     wait_for(browser, f"!{samples}.includes('median 50.031 tok/s')")
     assert len(browser.find_elements("css selector", "#row-samples svg")) == 1
     assert_quiet(browser)

@@ -79,7 +79,7 @@ def test_every_figure_stands_in_its_column() -> None:
 def test_text_says_why_and_what_a_reader_must_know() -> None:
     report = compared(
         measured(tok_s=60.0, injected_slowdown=0.5),
-        measured(OTHER),
+        measured(OTHER, weights_notes=("model.safetensors is not read",)),
         device_bandwidth_gb_s=20.0,
         baseline_source="baseline.json, recorded then",
         environment_changes=("torch: 2.12.0 -> 2.13.0",),
@@ -95,6 +95,7 @@ def test_text_says_why_and_what_a_reader_must_know() -> None:
         "device: Some CPU (cpu-some-2c), 20.0 GB/s measured in this run",
         "torch 2.13.0, torchao 0.18.0, python 3.11.7",
         "weights: synthetic",
+        "note on the weights: model.safetensors is not read",
         f"injected slowdown of 50% in {CPU_ROW.id}",
         "baseline: baseline.json, recorded then",
         "changed since the baseline: torch: 2.12.0 -> 2.13.0",

@@ -18,7 +18,7 @@ from llama_perf.report.trends import BLOCKS, IN_ASCII, curve
 from llama_perf.results import history
 from llama_perf.results.trends import Trends
 from tests.correctness.support.histories import KEY, lines, night, run, steady
-from tests.correctness.support.record_samples import CPU_ROW, INT8_CPU
+from tests.correctness.support.record_samples import CLOSENESS, CPU_ROW, INT8_CPU
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,14 @@ def test_text_has_a_table_for_each_device(document: Trends) -> None:
         "1 figure was disturbed and left out of medians, curves and change points",
     ]
     assert "change" in there
+
+
+def test_a_measured_closeness_has_a_column() -> None:
+    measured = trends(KEY, lines(steady(4), closeness=CLOSENESS))
+    text = reports.draw(Trends(last=30, rows=tuple(measured)), "text")
+    header, _, line = text.splitlines()[1:4]
+    place = header.index("closeness dB") + len("closeness dB")
+    assert line[:place].split()[-1] == "12.0"
 
 
 def test_a_narrow_terminal_has_what_fits(document: Trends) -> None:

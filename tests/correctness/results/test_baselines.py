@@ -16,10 +16,13 @@ from llama_perf.results.run import RowResult, Status
 from llama_perf.strict_json import to_json
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.record_samples import (
+    CLOSENESS,
     CPU_ROW,
     ENVIRONMENT,
+    INT8_CPU,
     OTHER,
     baseline_of,
+    close,
     edited,
     measured,
     stored_in,
@@ -56,6 +59,32 @@ def test_the_time_to_compile_is_that_of_the_process_that_compiled(
     results = (measured(tok_s=rate, compile_s=seconds) for rate, seconds in rates)
     (row,) = record(tmp_path, *results).rows
     assert (row.measurement.tok_s, row.measurement.compile_s) == (11.0, 9.0)
+
+
+def test_one_process_that_measured_closeness_is_enough(tmp_path: Path) -> None:
+    rates = ((10.0, None), (12.0, CLOSENESS), (11.0, None))
+    results = (measured(tok_s=rate, closeness=one) for rate, one in rates)
+    (row,) = record(tmp_path, *results).rows
+    assert (row.measurement.tok_s, row.measurement.closeness) == (11.0, CLOSENESS)
+
+
+def test_a_row_recorded_without_closeness_keeps_the_one_it_had(tmp_path: Path) -> None:
+    for now, kept in (
+        (close(), 12.0),
+        (measured(INT8_CPU, tok_s=120.0), 12.0),
+        (close(db=13.0), 13.0),
+        # It was that of other weights.
+        (measured(INT8_CPU, weights="gguf:a"), None),
+    ):
+        (row,) = record(tmp_path, now).rows
+        closeness = row.measurement.closeness
+        assert (None if closeness is None else closeness.db) == kept
+    # Nor does it stay where the row was another one under its id.
+    old = baseline_of(close())
+    old = replace(old, rows=(replace(old.rows[0], fingerprint="0" * 16),))
+    again = [measured(INT8_CPU)]
+    (row,) = baselines.updated(old, environment=ENVIRONMENT, results=again).rows
+    assert row.measurement.closeness is None
 
 
 def test_what_is_recorded_is_found(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from llama_perf.strict_json import to_line
 from tests.correctness.support.git_commands import git
 from tests.correctness.support.histories import KEY, lines, night, run, stored, written
 from tests.correctness.support.record_samples import (
+    CLOSENESS,
     CPU_ROW,
     INT8_CPU,
     OTHER,
@@ -43,6 +44,8 @@ def test_a_line_has_the_figures_of_a_measured_row() -> None:
     assert line.verdict is verdict.verdict is Verdict.UNDECIDED
     assert line.disturbed == "other processes on the GPU: 4242"
     assert history.lines_of(run())[0].disturbed is None
+    (line,) = history.lines_of(run(closeness=CLOSENESS))
+    assert (line.text_closeness_db, line.kl_nats, line.perplexity) == (12.0, 0.3, 20.0)
 
 
 def test_what_is_added_is_read_by_time_and_only_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which rows a run confirms, and for which it asks whether the base was worse too."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, call
@@ -17,11 +18,13 @@ from llama_perf.run.options import RunRequest
 from llama_perf.strict_json import to_json
 from tests.correctness.support.record_samples import (
     ALIKE,
+    CLOSENESS,
     CPU_ROW,
     ENVIRONMENT,
     INT8_CPU,
     baseline_of,
     baseline_of_processes,
+    close,
     measured,
     report_of,
 )
@@ -113,6 +116,42 @@ def test_a_run_asks_of_each_worse_row_whether_the_base_was_so(
     ):
         run.add(result, running=Mock())
     assert blamed == asked
+
+
+@pytest.mark.usefixtures("this_device")
+@pytest.mark.parametrize("base", ["main", None])
+def test_a_row_that_lost_closeness_is_worse_whatever_the_base_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None
+) -> None:
+    monkeypatch.setattr(compared_run, "resolve", lambda revision: revision)
+    request = RunRequest(set="cpu", compare=True, baselines=tmp_path, base=base)
+    stored = "made up", baseline_of(close())
+    run = ComparedRun([], request, named=stored, display=quiet())
+    worse = run.add(close(db=5.0), running=Mock())
+    assert (worse.verdict, worse.failed) == (Verdict.WORSE, True)
+    words = "; pairs with main measure no closeness, so it may be so already"
+    assert worse.reason.endswith(words) is (base is not None)
+
+
+@pytest.mark.usefixtures("this_device")
+def test_what_ends_a_confirmation_leaves_a_worse_row_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def confirm(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    request = RunRequest(
+        set="cpu", compare=True, baselines=tmp_path, on_undecided="report"
+    )
+    stored = baseline_of_processes({CPU_ROW: ALIKE}, closeness=CLOSENESS)
+    run = ComparedRun([], request, named=("made up", stored), display=quiet())
+    monkeypatch.setattr(compared_run, "confirm", confirm)
+    for db, verdict in ((12.0, Verdict.UNDECIDED), (5.0, Verdict.WORSE)):
+        slow = measured(tok_s=50.0, closeness=replace(CLOSENESS, db=db))
+        with pytest.raises(KeyboardInterrupt):
+            run.add(slow, running=Mock())
+        left = run.report.comparisons[-1]
+        assert (left.verdict, left.failed) == (verdict, verdict is Verdict.WORSE)
 
 
 @pytest.mark.usefixtures("this_device")

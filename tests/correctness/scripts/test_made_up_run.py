@@ -22,6 +22,10 @@ def test_its_rows_are_those_of_two_sets_with_every_kind_of_verdict(
     assert any(one.why for one in report.comparisons)
     assert any(one.change_interval for one in report.comparisons)
     assert any(one.processes and one.before for one in report.comparisons)
+    worse = [one for one in report.comparisons if one.verdict is Verdict.WORSE]
+    speeds = [one.changes[0].change for one in worse]
+    assert min(speeds) < -0.03 < 0.1 < max(speeds), "one is slower, one faster"
+    assert any("closer than the baseline" in one.reason for one in report.comparisons)
     assert report.environment_changes
     assert "made up" in str(report.note)
     assert "Made-up" in report.environment.device_name

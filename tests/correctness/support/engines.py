@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.save import save_model
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, EngineOptions
@@ -56,6 +59,21 @@ def small_model(device: torch.device, model: str = "small") -> Transformer:
 def model() -> Transformer:
     """A tiny one for all tests, which leave it as it is."""
     return new_model()
+
+
+@cache
+def _small_folder() -> TemporaryDirectory[str]:
+    folder = TemporaryDirectory()
+    save_model(new_model(SMALL), Path(folder.name) / "small")
+    return folder
+
+
+def small_checkpoints() -> Path:
+    """A folder with the checkpoint `small`, whose widths every scheme's kernels take.
+
+    It is there as long as the process.
+    """
+    return Path(_small_folder().name)
 
 
 def engine(of: Transformer | None = None, **options: Any) -> Engine:

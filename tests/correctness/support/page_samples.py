@@ -8,6 +8,7 @@ from llama_perf.results.measurement import MemoryParts, OperatorTime, StepWork
 from llama_perf.results.run import Comparison, MetricChange, Report, Status, Verdict
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.record_samples import (
+    CLOSENESS,
     CPU_ROW,
     ENVIRONMENT,
     measured,
@@ -42,7 +43,13 @@ def many_rows(number: int, **changes: Any) -> Report:
             calls=90, ms=9, operators=(OperatorTime(name="matmul", calls=60, ms=8.0),)
         )
         parts = MemoryParts(weights_bytes=500_000_000, cache_bytes=100_000_000)
-        figures = {"step": step, "memory": parts, "closeness_db": 20.0 + place % 30}
+        figures: dict[str, Any] = {
+            "step": step,
+            "memory": parts,
+            "closeness_db": 20.0 + place % 30,
+        }
+        if row.quantization == "int8wo":
+            figures["closeness"] = CLOSENESS
         result = measured(row, tok_s=speed, **figures)
         results.append(result)
         verdict = _VERDICTS[place % len(_VERDICTS)]

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama_perf import quantize_model, save_model
-from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.find import open_weights
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.errors import UserError
@@ -31,7 +32,11 @@ from llama_perf.rows.selection import load_file
 from llama_perf.run.bisection import Bisection, Mark, Marked
 from llama_perf.strict_json import read_json, to_json
 from tests.correctness.checkpoints import test_gguf
-from tests.correctness.support import record_samples, tokenizer_samples
+from tests.correctness.support import (
+    hugging_face_samples,
+    record_samples,
+    tokenizer_samples,
+)
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.record_files import (
     baseline_file,
@@ -107,6 +112,16 @@ def _tokens(path: Path) -> object:
 
 def _chat(path: Path) -> object:
     return encode_chat(load_tokenizer(path), [Message("user", TEXT)])
+
+
+def _tokenizer_json(folder: Path) -> Path:
+    path = hugging_face_samples.write_folder(folder, "qwen2")
+    hugging_face_samples.change_json(
+        folder / "tokenizer_config.json",
+        chat_template=template_of(b"").decode(),
+        added_tokens_decoder={"403": {"content": "<think>", "normalized": False}},
+    )
+    return path
 
 
 def _hugging_face(folder: Path, *, shards: int = 1) -> Path:
@@ -278,6 +293,12 @@ READERS: dict[str, Reader] = {
     ),
     "chat-template": Reader(
         make=_chatty, read=_chat, part_of=template_of, with_part=with_template
+    ),
+    "tokenizer-json": Reader(make=_tokenizer_json, read=_tokens, **JSON),
+    "tokenizer-config": Reader(
+        make=lambda folder: _tokenizer_json(folder).with_name("tokenizer_config.json"),
+        read=lambda path: _chat(path.with_name("tokenizer.json")),
+        **JSON,
     ),
     "sentencepiece": Reader(make=tokenizer_samples.train_sentencepiece, read=_tokens),
     "tiktoken": Reader(

@@ -13,7 +13,7 @@ from llama_perf.gate.evidence import Confirmation, Trial
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
-from llama_perf.results.measurement import LinearChoice, Measurement
+from llama_perf.results.measurement import Closeness, LinearChoice, Measurement
 from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json
@@ -50,6 +50,19 @@ MEASUREMENT = Measurement(
     weights="synthetic",
     sample_ns=(1_950_000_000, 2_050_000_000),
     first_token_ns=(50_000_000, 51_000_000),
+)
+
+CLOSENESS = Closeness(
+    db=12.0,
+    kl_nats=0.3,
+    top1_share=0.66,
+    perplexity=20.0,
+    twin_perplexity=15.0,
+    greedy_tokens=32,
+    same_greedy_tokens=8,
+    tokens=470,
+    text="built-in:0123456789ab",
+    seconds=2.0,
 )
 
 # The tok/s of processes that hardly differ.
@@ -92,6 +105,11 @@ def measured(row: RowSpec = CPU_ROW, **changes: Any) -> RowResult:
     """A row that ended MEASURED with MEASUREMENT, changed."""
     figures = figures_of(row, **changes)
     return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=figures)
+
+
+def close(row: RowSpec = INT8_CPU, **changes: Any) -> RowResult:
+    """A quantized row that was measured with CLOSENESS, changed."""
+    return measured(row, closeness=replace(CLOSENESS, **changes))
 
 
 def unmeasured(status: Status, reason: str, row: RowSpec = CPU_ROW) -> RowResult:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import open_weights
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig

@@ -1,0 +1,54 @@
+"""How large a config of the user's own makes a weight: tried on a few rows of one.
+
+Nothing is known of such a scheme but what it does.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama_perf.devices.device import check_device
+from llama_perf.errors import NotRunnable
+from llama_perf.llama.transformer import tensor_bytes
+from llama_perf.quantize.apply import make_quantizer
+from llama_perf.rows.schemes import Scheme
+
+# The bytes of any number of rows follow from those of these: some do not depend on it.
+_PROBE_ROWS = (64, 128)
+
+
+def own_bytes(
+    scheme: str, rows: int, columns: int, dtype: torch.dtype, device: str
+) -> int | None:
+    """Bytes of a weight (rows, columns); None where the scheme cannot be tried.
+
+    It is tried on `device` where that is here, else on the CPU.
+    """
+    few, more = (_tried(scheme, count, columns, dtype, device) for count in _PROBE_ROWS)
+    if few is None or more is None:
+        return None
+    first, second = _PROBE_ROWS
+    return few + -(-(more - few) * (rows - first) // (second - first))
+
+
+@cache
+def _tried(
+    scheme: str, rows: int, columns: int, dtype: torch.dtype, device: str
+) -> int | None:
+    kernels = Scheme.parse(scheme).kernels[0]
+    try:
+        target = check_device(device)
+    except NotRunnable:
+        target = torch.device("cpu")
+    on: dict[str, Any] = {"device": target, "dtype": dtype}
+    # The numbers that later weights are made of stay what they are.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            quantize = make_quantizer(scheme, kernels=kernels, **on)
+            linear = nn.Linear(columns, rows, bias=False, **on).requires_grad_(False)
+            quantize(nn.ModuleDict({"probe": linear}), "probe")
+        except Exception:  # the row itself says what breaks
+            return None
+    return tensor_bytes(linear.weight)
