@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints.load import build_model, open_weights
+from llama_perf.checkpoints.find import open_weights
+from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.errors import PromptError, ValuesError
 from llama_perf.llama.config import ModelConfig, RopeScaling
@@ -21,9 +22,11 @@ from llama_perf.measure.predict import predict
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.step_profile import count_work
 from llama_perf.measure.timing import memory_parts, time_row
-from llama_perf.peers import transformers_engine
 from llama_perf.peers.transformers_engine import TransformersEngine
-from llama_perf.peers.transformers_model import build_transformers_model
+from llama_perf.peers.transformers_model import (
+    build_transformers_model,
+    import_transformers,
+)
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.spec import RowSpec
@@ -141,7 +144,7 @@ def test_quantized_weights_are_those_of_the_other_engine(
 @pytest.fixture
 def compiling_quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.compile that traces, and generates no code."""
-    library = transformers_engine.import_transformers()
+    library = import_transformers()
     quick = partial(library.CompileConfig, backend="aot_eager")
     monkeypatch.setattr(library, "CompileConfig", quick)
     torch._dynamo.reset()
