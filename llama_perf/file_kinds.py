@@ -30,12 +30,17 @@ _HISTORY = (
     " of a folder"
 )
 _TRENDS = "it has the trends that `llama-perf history show` draws, for other programs"
+_CLOSENESS = (
+    "it has the closeness of rows without their speed, which `llama-perf closeness"
+    " --add-to RESULTS` puts beside that"
+)
 _BY_KIND = {
     "llama-perf baseline": _BASELINE,
     "llama-perf report": _REPORT,
     "llama-perf diff": _DIFF,
     "llama-perf history": _HISTORY,
     "llama-perf trends": _TRENDS,
+    "llama-perf closeness": _CLOSENESS,
 }
 
 

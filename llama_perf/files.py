@@ -108,6 +108,16 @@ def read_text(path: Path, *, error: type[UserError]) -> str:
         raise error(f"{path}: cannot be read: it is not UTF-8 text") from None
 
 
+def read_prose(path: Path, *, error: type[UserError]) -> str:
+    """As `read_text`, and also raises `error` for what no person reads as a text."""
+    text = read_text(path, error=error)
+    if not text.strip():
+        raise error(f"{path}: cannot be read: there is no text in it")
+    if "\0" in text:
+        raise error(f"{path}: cannot be read: it has zero bytes, so it is no text")
+    return text
+
+
 def entries(folder: Path, *, error: type[UserError]) -> list[Path]:
     """What is in a folder, sorted; raises `error` that names it and the reason."""
     try:

@@ -297,7 +297,7 @@ METRICS = (
         ),
         more_is_better=True,
         digits=2,
-        limits=(LimitField("closeness_db", _FARTHER, 0.5, unit="dB", of_drawn=2.0),),
+        limits=(LimitField("closeness_db", _FARTHER, 1.0, unit="dB", of_drawn=2.0),),
         difference="dB",
         flat_name="text_closeness_db",
     ),
@@ -308,8 +308,8 @@ METRICS = (
         Column("kl", "KL nats", 4, is_usual=False),
         digits=5,
         limits=(
-            LimitField("closeness_kl", _DIVERGING, 0.15, of_drawn=0.40),
-            LimitField("closeness_kl_nats", _NATS, 0.0005, unit="nats"),
+            LimitField("closeness_kl", _DIVERGING, 0.10, of_drawn=0.40),
+            LimitField("closeness_kl_nats", _NATS, 0.0002, unit="nats"),
         ),
     ),
     Metric(
@@ -318,7 +318,7 @@ METRICS = (
         Rule.CLOSENESS,
         Column("perplexity", "perplexity", 2, is_usual=False),
         digits=2,
-        limits=(LimitField("closeness_perplexity", _ON_TEXT, 0.03, of_drawn=0.06),),
+        limits=(LimitField("closeness_perplexity", _ON_TEXT, 0.02, of_drawn=0.06),),
     ),
     Metric(
         "perplexity by the twin's",

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from llama_perf.results.baselines import Baseline
+from llama_perf.results.closeness_report import ClosenessReport
 from llama_perf.results.diff import Diff
 from llama_perf.results.history import HistoryLine
 from llama_perf.results.run import Report
@@ -24,6 +25,7 @@ TYPES = {
     "baseline.json": Baseline,
     "diff.json": Diff,
     "history.json": HistoryLine,
+    "closeness.json": ClosenessReport,
 }
 """The type that each file of `docs/schema/` describes."""
 

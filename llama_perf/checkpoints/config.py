@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_perf import strict_json
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.checkpoints import architectures, contradictions
+from llama_perf.checkpoints.architectures import FULL, SLIDING
+from llama_perf.checkpoints.contradictions import Claim
+from llama_perf.errors import SaveError, SpecError, WeightsError
 from llama_perf.files import is_absent
 from llama_perf.llama.config import (
-    PRESETS,
+    MAX_LAYERS,
     ModelConfig,
     RopeScaling,
     check_number,
     check_whole,
-    preset_name,
 )
+from llama_perf.llama.presets import PRESETS, preset_name
 from llama_perf.words import shown
 
 # Our fields in a Hugging Face `config.json`, and in a GGUF file after `llama.`.
@@ -33,10 +36,16 @@ _FIELDS = {
     "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     "rope_base": ("rope_theta", "rope.freq_base"),
     "context": ("max_position_embeddings", "context_length"),
+    "sliding_window": ("sliding_window", "attention.sliding_window"),
 }
 _HUGGING_FACE = {ours: name for ours, (name, _) in _FIELDS.items()}
-_HUGGING_FACE["tied_embeddings"] = "tie_word_embeddings"
-GGUF_FIELDS = {ours: f"llama.{name}" for ours, (_, name) in _FIELDS.items()}
+# It is read with the fields that say which layers have it.
+del _HUGGING_FACE["sliding_window"]
+_HUGGING_FACE |= {
+    "tied_embeddings": "tie_word_embeddings",
+    "qkv_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+}
 _ROPE_SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -45,21 +54,34 @@ _ROPE_SCALING = {
 }
 _META_NAMES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps")
 _META = {name: name for name in (*_META_NAMES, "multiple_of", "ffn_dim_multiplier")}
-_META |= {"rope_base": "rope_theta"}
+# The last three are in Mistral's own files.
+_META |= {
+    "rope_base": "rope_theta",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden_dim",
+    "sliding_window": "sliding_window",
+}
+_META_SCALING = {
+    "factor": "rope_scaling_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+}
+_IMPLIED = "intermediate_size"
+_META_KNOWN = {*_META.values(), *_META_SCALING.values(), "use_scaled_rope"}
 _REQUIRED = {
     *("dim", "n_layers", "n_heads", "intermediate_size", "vocab_size", "context"),
     *_ROPE_SCALING,
 }
-# Fields of a config.json that change the computation, and the values that do not.
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "model_type": ("llama", "mistral"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "hidden_act": ("silu",),
-    "quantization_config": (None,),
+_ROPE_NAMES = {
+    *("rope_theta", "rope_type", "type", "partial_rotary_factor"),
+    *_ROPE_SCALING.values(),
 }
-_ALLOWED_ROPE = {"rope_type": ("default", "llama3")}
+_ROPE_KINDS = {"rope_type": ("default", "llama3")}
 T = TypeVar("T")
+
+
+def gguf_fields(architecture: str) -> dict[str, str]:
+    """Our fields' names in a GGUF file of an architecture."""
+    return {ours: f"{architecture}.{name}" for ours, (_, name) in _FIELDS.items()}
 
 
 def folder_config(
@@ -71,12 +93,14 @@ def folder_config(
     the folder's name means. Meta's say -1 for the vocabulary of Llama 1 and 2, which
     `vocab_size` then tells from the weights. Raises WeightsError.
     """
-    for name, read in (("config.json", from_hugging_face), ("params.json", from_meta)):
-        if not is_absent(folder / name):
-            fields, source = read_json(folder / name), str(folder / name)
-            if read is from_meta and fields.get("vocab_size") == -1:
-                fields["vocab_size"] = vocab_size()
-            return read(fields, source=source), name
+    if not is_absent(folder / "config.json"):
+        return hugging_face_config(folder), "config.json"
+    path = folder / "params.json"
+    if not is_absent(path):
+        fields = read_json(path)
+        if fields.get("vocab_size") == -1:
+            fields["vocab_size"] = vocab_size()
+        return from_meta(fields, source=str(path)), path.name
     if (known := preset_name(folder.absolute().name)) is not None:
         return PRESETS[known], f"the preset {known}, from the folder's name,"
     raise WeightsError(
@@ -85,21 +109,38 @@ def folder_config(
     )
 
 
+def hugging_face_config(folder: Path) -> ModelConfig:
+    """The configuration in `config.json`.
+
+    Raises WeightsError where a `params.json` in the folder says something else.
+    """
+    path, other = folder / "config.json", folder / "params.json"
+    config = from_hugging_face(read_json(path), source=str(path))
+    if is_absent(other):
+        return config
+    fields = read_json(other)
+    if fields.get("vocab_size") == -1:
+        fields["vocab_size"] = config.vocab_size
+    meta = from_meta(fields, source=str(other))
+    said = {ours for ours, theirs in _META.items() if fields.get(theirs) is not None}
+    for ours in (*said & _FIELDS.keys(), _IMPLIED):
+        claims = [
+            Claim(f"{file.name}: {names.get(ours, ours)}", value, value)
+            for file, names, read in (
+                (path, _HUGGING_FACE, config),
+                (other, _META, meta),
+            )
+            for value in (getattr(read, ours),)
+        ]
+        contradictions.check_claims(claims, source=str(folder))
+    return config
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises WeightsError."""
-    return strict_json.read_json(dict[str, Any], path, error=WeightsError)
-
-
-def check_allowed(
-    fields: Mapping[str, Any], allowed: Mapping[str, tuple[object, ...]], *, source: str
-) -> None:
-    """Raise WeightsError for a field that is there with a value that is not allowed."""
-    for name, values in allowed.items():
-        if (value := fields.get(name)) is not None and value not in values:
-            raise WeightsError(
-                f"{source}: {name}: {shown(value)} is not allowed; allowed:"
-                f" {', '.join(map(repr, values))}"
-            )
+    fields = strict_json.read_json(dict[str, Any], path, error=WeightsError)
+    contradictions.check_keys(path)
+    return fields
 
 
 def read_config(
@@ -152,41 +193,122 @@ def model_config(
 
 def from_hugging_face(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read a Hugging Face `config.json`; raises WeightsError naming `source`."""
-    check_allowed(fields, _ALLOWED, source=source)
-    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    key = "rope_parameters" if "rope_parameters" in fields else "rope_scaling"
-    rope, where = fields.get(key) or {}, f"{source}: {key}"
-    if not isinstance(rope, Mapping):
-        raise WeightsError(f"{where}: {shown(rope)} is not allowed; allowed: a map")
-    kind = rope.get("rope_type", rope.get("type"))
-    check_allowed({"rope_type": kind}, _ALLOWED_ROPE, source=where)
-    scaling = None
-    if kind == "llama3":
-        scaling = read_config(RopeScaling, rope, _ROPE_SCALING, source=where)
+    contradictions.check_fields(fields, source=source)
+    kind = architectures.architecture(fields, source=source)
+    rope, scaling = _rope(fields, source)
+    # A null is no default: it says that there is none.
+    fields = {**kind.defaults, **fields}
+    if "rope_theta" in rope:
+        fields["rope_theta"] = rope["rope_theta"]
+    _check_layer_count(fields, source)
+    nope_layers = architectures.layers_without_rope(fields, source=source)
+    window, layers = architectures.windows(fields, kind, nope_layers, source=source)
     return read_config(
         model_config,
         fields,
         _HUGGING_FACE,
         source=source,
         norm_eps=1e-6,
-        rope_base=rope.get("rope_theta", 10000.0),
         rope_scaling=scaling,
         context=2048,
+        sliding_window=window,
+        window_layers=layers,
+        nope_layers=nope_layers,
+        **{"output_bias": fields.get("attention_bias") or False, **kind.parts},
     )
+
+
+def _check_layer_count(fields: Mapping[str, Any], source: str) -> None:
+    count = fields.get("num_hidden_layers")
+    try:
+        if count is not None:
+            check_whole("num_hidden_layers", count, MAX_LAYERS)
+    except SpecError as error:
+        raise WeightsError(f"{source}: {error}") from None
+
+
+def _rope(
+    fields: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], RopeScaling | None]:
+    """What `rope_scaling` and `rope_parameters` have together, and the scaling.
+
+    transformers 5 moved `rope_theta` and `rope_scaling` into `rope_parameters`.
+    """
+    rope: dict[str, Any] = {}
+    where = source
+    for key in ("rope_scaling", "rope_parameters"):
+        if not (own := fields.get(key)):
+            continue
+        where = f"{source}: {key}"
+        if not isinstance(own, Mapping):
+            raise WeightsError(f"{where}: {shown(own)} is not allowed; allowed: a map")
+        for name, value in own.items():
+            if name not in _ROPE_NAMES and value is not None:
+                problem = f"{shown(value)} is not allowed; allowed:"
+                names = ", ".join(sorted(_ROPE_NAMES))
+                raise WeightsError(f"{where}: {name}: {problem} only {names}")
+        rope |= {name: value for name, value in own.items() if value is not None}
+    kind = rope.get("rope_type", rope.get("type"))
+    architectures.check_allowed({"rope_type": kind}, _ROPE_KINDS, source=where)
+    one = {"partial_rotary_factor": (1.0,)}
+    if kind == "llama3":
+        architectures.check_allowed(rope, one, source=where)
+        scaling = read_config(RopeScaling, rope, _ROPE_SCALING, source=where)
+        return rope, scaling
+    # What only a scaling reads would be ignored.
+    scaled = ("factor", "low_freq_factor", "high_freq_factor")
+    architectures.check_allowed(rope, one | dict.fromkeys(scaled, (1.0,)), source=where)
+    return rope, None
 
 
 def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` from which `from_hugging_face` reads `config` again."""
     fields = {theirs: getattr(config, ours) for ours, theirs in _HUGGING_FACE.items()}
+    fields |= _layers_to_hugging_face(config)
     if scaling := config.rope_scaling:
         names = _ROPE_SCALING.items()
         rope = {theirs: getattr(scaling, ours) for ours, theirs in names}
         fields["rope_scaling"] = {"rope_type": "llama3", **rope}
-    return {"model_type": "llama", **fields}
+    again = from_hugging_face(fields, source="config.json")
+    if again != config:
+        raise SaveError("no config.json describes a model with these parts")
+    return fields
+
+
+def _layers_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
+    """The type of a model that has these parts, and its fields about layers."""
+    layers = range(config.n_layers)
+    types = [FULL if config.window(layer) is None else SLIDING for layer in layers]
+    fields: dict[str, Any] = {}
+    if config.nope_layers:
+        kind = "smollm3"
+        fields["no_rope_layers"] = [int(i not in config.nope_layers) for i in layers]
+    elif config.qk_norm:
+        kind = "qwen3"
+    elif config.qkv_bias and not config.output_bias:
+        kind = "qwen2"
+    else:
+        kind = "llama" if config.sliding_window is None else "mistral"
+    if kind == "mistral":
+        return {"model_type": kind, "sliding_window": config.sliding_window}
+    if kind != "llama":
+        fields["use_sliding_window"] = config.sliding_window is not None
+        fields["sliding_window"] = config.sliding_window
+        fields["layer_types"] = types
+    if kind.startswith("qwen"):
+        fields["max_window_layers"] = types.count(FULL)
+    return {"model_type": kind, **fields}
 
 
 def from_meta(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read Meta's `params.json`; raises WeightsError naming `source`."""
-    llama31 = {"rope_scaling": RopeScaling(factor=8.0), "context": 131072}
-    defaults = llama31 if fields.get("use_scaled_rope") else {}
-    return read_config(model_config, fields, _META, source=source, **defaults)
+    architectures.check_unknown(fields, _META_KNOWN, "params.json", source=source)
+    defaults: dict[str, Any] = {}
+    if fields.get("use_scaled_rope"):
+        names = _META_SCALING
+        scaling = read_config(RopeScaling, fields, names, source=source, factor=8.0)
+        defaults = {"rope_scaling": scaling, "context": 131072}
+    names = {ours: own for ours, own in _META.items() if fields.get(own) is not None}
+    # A size that is not there is missing, but for those that others imply.
+    names |= {ours: _META[ours] for ours in _META.keys() & _REQUIRED - {_IMPLIED}}
+    return read_config(model_config, fields, names, source=source, **defaults)

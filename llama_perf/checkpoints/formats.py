@@ -5,7 +5,6 @@ a file was converted, of the tokenizer in it, or of other files in the folder.
 """
 
 import errno
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,17 +20,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_perf.checkpoints import config as configs
-from llama_perf.checkpoints.gguf_reader import Fields, read_container
+from llama_perf.checkpoints import rotated_rows
+from llama_perf.checkpoints.architectures import ARCHITECTURES
+from llama_perf.checkpoints.gguf_config import (
+    KEPT,
+    ROPE_FACTORS,
+    gguf_config,
+    rope_scaling,
+)
+from llama_perf.checkpoints.gguf_reader import read_container
 from llama_perf.checkpoints.hub import folder_name, snapshot_of
 from llama_perf.checkpoints.reader import Shape, StoredWeights
 from llama_perf.errors import MissingFileError, WeightsError
 from llama_perf.files import check_readable, is_absent
-from llama_perf.llama.config import ModelConfig, RopeScaling
-from llama_perf.llama.layers import inverse_frequencies
+from llama_perf.llama.config import ModelConfig
 from llama_perf.words import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_EMBEDDING = "tok_embeddings.weight"
 # Meta's names, Hugging Face's, and those in a GGUF file.
 _NAMES = (
     ("tok_embeddings", "model.embed_tokens", "token_embd"),
@@ -46,21 +53,24 @@ _NAMES = (
     ("feed_forward.w3", "mlp.up_proj", "ffn_up"),
     ("attention_norm", "input_layernorm", "attn_norm"),
     ("ffn_norm", "post_attention_layernorm", "ffn_norm"),
+    ("attention.q_norm", "self_attn.q_norm", "attn_q_norm"),
+    ("attention.k_norm", "self_attn.k_norm", "attn_k_norm"),
 )
+_HUGGING_FACE = {ours: theirs for ours, theirs, _ in _NAMES}
+_GGUF = {ours: theirs for ours, _, theirs in _NAMES}
 
 
 def open_safetensors(folder: Path) -> StoredWeights:
     """Open a folder with `config.json` and safetensors, in one file or in shards.
 
-    Hugging Face rotates the first half of a head against its second half, so query and
-    key rows are put back into the interleaved order of Meta's files. A tensor is read
-    when it is asked for, from a file opened only for it. Raises WeightsError.
+    Query and key rows are put into the order of Meta's files (`rotated_rows`). A tensor
+    is read when it is asked for, from a file opened only for it. Raises WeightsError.
     """
     path = folder / "config.json"
     if is_absent(path):
         absent = os.strerror(errno.ENOENT)
         raise MissingFileError(f"{path}: cannot be read: {absent}")
-    config = configs.from_hugging_face(configs.read_json(path), source=str(path))
+    config = configs.hugging_face_config(folder)
     files: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     weight_map = _weight_map(folder)
@@ -89,12 +99,7 @@ def open_safetensors(folder: Path) -> StoredWeights:
     def read(name: str) -> Tensor:
         with _opened(files[name], name) as file:
             tensor: Tensor = file.get_tensor(name)
-        if not name.endswith((".q_proj.weight", ".k_proj.weight")):
-            return tensor
-        # In each head, rows i and i + head_dim / 2 become rows 2i and 2i + 1. The
-        # converter in Hugging Face transformers does the opposite.
-        halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
-        return halves.transpose(1, 2).reshape(tensor.shape)
+        return _interleaved(tensor, name, _HUGGING_FACE, config)
 
     return StoredWeights(
         path=folder,
@@ -103,10 +108,19 @@ def open_safetensors(folder: Path) -> StoredWeights:
         config_from="config.json",
         shapes=shapes,
         read=read,
-        names={ours: theirs for ours, theirs, _ in _NAMES},
+        names=_HUGGING_FACE,
         block="model.layers",
         files=sorted(set(files.values())),
     )
+
+
+def _interleaved(
+    tensor: Tensor, name: str, names: Mapping[str, str], config: ModelConfig
+) -> Tensor:
+    """A tensor whose rows, if they are of queries or keys, were in halves of a head."""
+    stem = name.rpartition(".")[0]
+    rotated = any(stem.endswith(f".{names[part]}") for part in rotated_rows.PARTS)
+    return rotated_rows.interleaved(tensor, config.head_dim) if rotated else tensor
 
 
 @contextmanager
@@ -150,26 +164,15 @@ def _shards(folder: Path, weight_map: Mapping[str, object]) -> list[Path]:
     return [folder / name for name in names]
 
 
-# Fields of a GGUF file that change the computation, and the values that do not.
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "general.architecture": ("llama",),
-    "llama.expert_count": (0,),
-    "llama.rope.scale_linear": (1.0,),
-    "llama.rope.scaling.type": ("none",),
-}
-_TOKENS = "tokenizer.ggml.tokens"
-_ROPE_FACTORS = "rope_freqs.weight"
-
-
 def open_gguf(path: Path) -> StoredWeights:
-    """Open a GGUF file of the `llama` architecture; raises WeightsError.
+    """Open a GGUF file of a model of Llama's family; raises WeightsError.
 
-    llama.cpp keeps query and key rows in interleaved order already and folds Llama
-    3.1's RoPE scaling into a tensor of factors, from which the scaling is found again.
-    Every tensor comes dequantized, in float32.
+    llama.cpp keeps query and key rows of some architectures in interleaved order
+    already (`rotated_rows`) and folds Llama 3.1's RoPE scaling into a tensor of
+    factors, from which the scaling is found again. Every tensor comes dequantized, in
+    float32.
     """
-    kinds = ("llama.", "general.architecture", "split.count", _TOKENS)
-    fields, stored = read_container(path, *kinds, error=WeightsError)
+    fields, stored = read_container(path, *KEPT, error=WeightsError)
     tensors = {tensor.name: tensor for tensor in stored}
     for name, tensor in tensors.items():
         _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
@@ -185,11 +188,13 @@ def open_gguf(path: Path) -> StoredWeights:
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]
-        return torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
+        values = torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
+        return _interleaved(values, name, _GGUF, config) if in_halves else values
 
-    config = _gguf_config(fields, shapes, path)
-    if _ROPE_FACTORS in tensors:
-        scaling = _rope_scaling(read(_ROPE_FACTORS), config, path)
+    config, architecture = gguf_config(fields, shapes, path)
+    in_halves = ARCHITECTURES[architecture].rotates_halves
+    if ROPE_FACTORS in tensors:
+        scaling = rope_scaling(read(ROPE_FACTORS), config, path)
         config = replace(config, rope_scaling=scaling)
     inside = f"{folder_name(path.parent)}/" if snapshot_of(path.parent) else ""
     return StoredWeights(
@@ -199,7 +204,7 @@ def open_gguf(path: Path) -> StoredWeights:
         config_from="its metadata",
         shapes=shapes,
         read=read,
-        names={ours: theirs for ours, _, theirs in _NAMES},
+        names=_GGUF,
         block="blk",
         files=[path],
     )
@@ -209,58 +214,3 @@ def _dequantized(data: Any, kind: GGMLQuantizationType) -> Any:
     # Damaged scales may be infinite; what is not finite is found where it is used.
     with np.errstate(all="ignore"):
         return dequantize(data, kind)
-
-
-def _gguf_config(
-    stored: Fields, shapes: Mapping[str, Shape], path: Path
-) -> ModelConfig:
-    # Floats are stored as float32; this gives back the decimal number that was meant.
-    with np.errstate(over="ignore"):
-        fields: dict[str, Any] = {
-            name: float(str(np.float32(value))) if isinstance(value, float) else value
-            for name, (value, _) in stored.items()
-        }
-    source = str(path)
-    configs.check_allowed(fields, _ALLOWED, source=source)
-    if (parts := fields.get("split.count", 0)) not in (0, 1):
-        raise WeightsError(
-            f"{path}: split.count: {shown(parts)} is not allowed; merge the parts with"
-            " llama-gguf-split --merge"
-        )
-    if (tokens := fields.get(_TOKENS)) is not None:
-        if not isinstance(tokens, list):
-            raise WeightsError(f"{path}: {_TOKENS}: allowed: a list of strings")
-        fields["llama.vocab_size"] = len(tokens)
-    config = configs.read_config(
-        configs.model_config,
-        fields,
-        configs.GGUF_FIELDS,
-        source=source,
-        vocab_size=shapes.get("token_embd.weight", (None,))[0],
-        # llama.cpp's rule: a file without an output layer shares the embedding.
-        tied_embeddings="output.weight" not in shapes,
-    )
-    head_fields = ("llama.attention.value_length", "llama.rope.dimension_count")
-    allowed = dict.fromkeys(head_fields, (config.head_dim,))
-    configs.check_allowed(fields, allowed, source=source)
-    return config
-
-
-def _rope_scaling(
-    factors: Tensor, config: ModelConfig, path: Path
-) -> RopeScaling | None:
-    """The scaling whose division of every frequency is `factors` (head_dim / 2,)."""
-    # The longest wavelength is stretched by the whole factor.
-    fits = factors.shape == (config.head_dim // 2,)
-    if fits and 1 <= (factor := float(factors.max())) < math.inf:
-        scaling = RopeScaling(factor=factor)
-        unscaled_freqs, scaled_freqs = (
-            inverse_frequencies(variant, device=torch.device("cpu"))
-            for variant in (config, replace(config, rope_scaling=scaling))
-        )
-        if torch.allclose(factors, unscaled_freqs / scaled_freqs, rtol=1e-3):
-            return None if factor == 1 else scaling
-    raise WeightsError(
-        f"{path}: {_ROPE_FACTORS}: these RoPE factors are not allowed; allowed: those"
-        " of Llama 3.1 and 3.2 (low 1, high 4, original context 8192)"
-    )

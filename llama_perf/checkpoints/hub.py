@@ -6,6 +6,7 @@ request, and downloads nothing. Knows no format of weights.
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ _NAME = re.compile(
 )
 _FILES = (".pth", ".gguf", ".safetensors")
 _SHORT = 12
+_LIBRARY = "huggingface_hub"
 
 
 class HubName(NamedTuple):
@@ -49,10 +51,11 @@ def hub_name(model: str) -> HubName | None:
 def find_snapshot(model: str) -> Path | None:
     """The folder of a model's snapshot in the hub cache; None where it is no hub name.
 
-    None as well where the cache has nothing of the model. Raises WeightsError where it
+    None as well where the cache has nothing of the model, or where the hub's library,
+    which comes with `tokenizers`, is not installed. Raises WeightsError where it
     has only other revisions than the one that is asked for, or cannot be read.
     """
-    if (name := hub_name(model)) is None:
+    if (name := hub_name(model)) is None or find_spec(_LIBRARY) is None:
         return None
     # They take a third of a second, and only such names need them.
     from huggingface_hub import snapshot_download
@@ -77,6 +80,16 @@ def find_snapshot(model: str) -> Path | None:
         ) from None
     except (OSError, ValueError) as problem:
         raise WeightsError(f"{folder}: cannot be read: {problem}") from None
+
+
+def why_absent(name: HubName) -> str:
+    """Why a model was not found, and how it is downloaded."""
+    if find_spec(_LIBRARY) is None:
+        return f"{name.repo} is not looked for: pip install {_LIBRARY}"
+    return (
+        f"{name.repo} is not in the hub cache {cache_folder()}; `{name.download}`"
+        " downloads it"
+    )
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ freed afterwards. Knows neither rows nor engines.
 """
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import KINDS, check_device, device_of
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import preset
 from llama_perf.llama.memory_segments import ScratchPool
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
 from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
@@ -123,9 +124,10 @@ def load_model(
     """A model from a checkpoint, from a model's name, or synthetic from a preset.
 
     A checkpoint is a folder, a `model.pth` or a `.gguf`; a name may be `owner/name` of
-    a model in the hub cache. Raises WeightsError for one
-    that is missing or damaged, SpecError for an unknown name, dtype or device,
-    NotRunnable where the device is not here.
+    a model in the hub cache. Warns of what is to be known of the weights, such as that
+    they are synthetic for want of a download. Raises WeightsError for a checkpoint that
+    is missing or damaged, SpecError for an unknown name, dtype or device, NotRunnable
+    where the device is not here.
     """
     wanted = parse_dtype(str(dtype).removeprefix("torch."))
     try:
@@ -138,6 +140,8 @@ def load_model(
     reader, _ = open_model(
         str(path_or_preset), checkpoints=None, dtype=wanted, device=target
     )
+    for note in reader.notes:
+        warnings.warn(note, stacklevel=2)
     return build_model(reader, dtype=wanted, device=target)
 
 

@@ -26,7 +26,7 @@ from llama_perf.checkpoints.saved_tensors import check_tensors
 from llama_perf.errors import WeightsError
 from llama_perf.files import check_readable
 from llama_perf.llama.transformer import is_unquantized
-from llama_perf.quantize.registry import import_all
+from llama_perf.quantize.registry import import_for
 
 EMBEDDING = "tok_embeddings.weight"
 
@@ -52,7 +52,7 @@ def open_pth(path: Path) -> StoredWeights:
     )
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
-        import_all()
+        import_for(saved.scheme)
     _, tensors, read = opened(saved)
     if saved is not None:
         check_content(path)

@@ -24,6 +24,7 @@ from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Origin
 from llama_perf.rows.spec import DTYPE_TOKENS
+from llama_perf.words import counted
 
 Shape = tuple[int, ...]
 
@@ -41,8 +42,8 @@ def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     """The names and shapes of one block's weights, in the model's order."""
     for name, shape in config.linears.items():
         yield f"{name}.weight", shape
-    yield "attention_norm.weight", (config.dim,)
-    yield "ffn_norm.weight", (config.dim,)
+    for name, size in config.vectors.items():
+        yield name, (size,)
 
 
 @dataclass(kw_only=True)
@@ -115,16 +116,16 @@ class WeightsReader:
 class StoredWeights(WeightsReader):
     """The WeightsReader of a checkpoint.
 
-    `names` maps Meta's names without `.weight` to the checkpoint's own, those of a
-    block without the `layers.N.` that is `<block>.N.` there; a name that is not in it
-    is the same. `shapes` has every tensor of the checkpoint under its own name, in
-    torch's order of dimensions, and `read(own_name)` gives one of them. `config_from`
-    says in errors where the configuration was found. `files` hold the tensors: reading
-    a map of one that was cut since would end the process.
+    `names` maps Meta's names, without `.weight` or `.bias`, to the checkpoint's own,
+    those of a block without the `layers.N.` that is `<block>.N.` there; a name that is
+    not in it is the same. `shapes` has every tensor of the checkpoint under its own
+    name, in torch's order of dimensions, and `read(own_name)` gives one of them.
+    `config_from` says in errors where the configuration was found. `files` hold the
+    tensors: reading a map of one that was cut since would end the process.
 
     Every tensor's name and shape is checked here, before any data is read. Raises
     WeightsError if one is missing, has another shape than the configuration wants, or
-    has no place in a Llama model.
+    has no place in such a model.
     """
 
     path: Path
@@ -160,8 +161,8 @@ class StoredWeights(WeightsReader):
         known = {*wanted, *self._parts("output.weight", ())}
         self._refuse(
             [n for n in self.shapes if n not in known and not _BUFFERS.fullmatch(n)],
-            f"is not allowed; a Llama model of {config.n_layers} layers has no such"
-            " tensor (nor biases)",
+            f"is not allowed; {self.config_from} wants no such tensor in a model of"
+            f" {counted(config.n_layers, 'layer')}",
         )
 
     @property
@@ -192,15 +193,15 @@ class StoredWeights(WeightsReader):
         start = f"{self.block}.{index}." if index else ""
 
         def own(stem: str) -> str:
-            return f"{start}{self.names.get(stem, stem)}.weight"
+            return f"{start}{self.names.get(stem, stem)}.{kind}"
 
-        stem = inner.removesuffix(".weight")
+        stem, _, kind = inner.rpartition(".")
         if stem != "attention.wqkv" or own(stem) in self.shapes:
             return {own(stem): shape}
         config = self.config
         heads = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
         return {
-            own(f"attention.w{part}"): (count * config.head_dim, config.dim)
+            own(f"attention.w{part}"): (count * config.head_dim, *shape[1:])
             for part, count in heads.items()
         }
 
@@ -233,7 +234,8 @@ class SyntheticWeights(WeightsReader):
     its shape, the dtype and the device's type, not on the order of reading; a
     CUDA device's differ from the CPU's. Normal, with standard deviation
     1 / sqrt(fan-in) for projections and 1 / sqrt(dim) for the embedding, so that
-    logits have a standard deviation near 1 whether it is tied or not.
+    logits have a standard deviation near 1 whether it is tied or not. Norms are near 1,
+    biases near 0.
     """
 
     config: ModelConfig
@@ -261,7 +263,8 @@ class SyntheticWeights(WeightsReader):
         generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
         if len(shape) == 1:
-            return tensor.normal_(1.0, 0.02, generator=generator)
+            mean, spread = (0.0, 0.1) if name.endswith(".bias") else (1.0, 0.02)
+            return tensor.normal_(mean, spread, generator=generator)
         std = 1 / math.sqrt(shape[1])
         if name.endswith(("attention.wo.weight", "feed_forward.w2.weight")):
             # These add to the residual stream, twice a layer; scaled so that the sum

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from llama_perf.checkpoints.archive import content
 from llama_perf.checkpoints.config import to_hugging_face
+from llama_perf.checkpoints.find import find_checkpoint
 from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, SAVED_KERNELS, Saved
 from llama_perf.checkpoints.saved_tensors import kernels_of
 from llama_perf.checkpoints.tokenizers import files
@@ -46,17 +47,21 @@ def save_model(
 ) -> Path:
     """Save `model`, quantized or not, for `load_model(folder)`; returns the folder.
 
-    `tokenizer` is a tokenizer's file, or the checkpoint that has one; without it the
-    folder has no text. `scheme` names how the weights were quantized where that was
-    not done by `quantize_model`, but by torchao's `quantize_`. Raises SpecError for a
-    folder that is not empty or cannot be written, TokenizerError for a tokenizer that
-    is not the model's, SaveError for tensors that cannot be stored or a full disk.
+    `tokenizer` is a tokenizer's file, or the path or name of a checkpoint that has one;
+    without it the folder has no text. `scheme` names how the weights were quantized
+    where that was not done by `quantize_model`, but by torchao's `quantize_`. Raises
+    SpecError for a folder that is not empty or cannot be written, TokenizerError for a
+    tokenizer that is not the model's, SaveError for tensors that cannot be stored or a
+    full disk.
     """
     check_transformer(model)
     target = Path(folder)
     check_new_folder("folder", target)
     saved = _describe(model, scheme)
-    source = None if tokenizer is None else _tokenizer_file(Path(tokenizer), model)
+    source = None
+    if tokenizer is not None:
+        found = find_checkpoint(str(tokenizer)) or Path(tokenizer)
+        source = _tokenizer_file(found, model)
     check_savable(model.parameters())
     path = target.absolute()
     try:
@@ -69,7 +74,12 @@ def save_model(
                 torch.save(model.state_dict(), file)
             fields = {
                 **to_hugging_face(model.config),
-                KEY: asdict(saved),
+                KEY: {
+                    name: value
+                    for name, value in asdict(saved).items()
+                    # Older versions do not know it.
+                    if name != "modules" or value is not None
+                },
                 CONTENT_KEY: content(made / "model.pth"),
             }
             text = json.dumps(fields, indent=2) + "\n"
@@ -98,7 +108,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         raise not_saved(str(origin.scheme))
     packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
-        if Scheme.parse(scheme, field="scheme").family == OWN:
+        if Scheme.parse(scheme, field="scheme").kernels == (OWN,):
             raise not_saved(scheme)
         if not packed or origin.scheme not in (None, scheme):
             reason = f"the model is {origin.scheme or 'not quantized'}"
@@ -119,6 +129,7 @@ def _describe(model: Transformer, scheme: str | None) -> Saved:
         torch=torch.__version__,
         torchao=package_version("torchao"),
         llama_perf=package_version("llama-perf"),
+        modules=origin.modules,
     )
 
 
@@ -186,7 +197,7 @@ def not_saved(scheme: str) -> SaveError:
 
     Loading could not tell a damaged one, and would have to trust its code.
     """
-    need = "only built-in schemes are saved"
+    need = "only built-in schemes and torchao's are saved"
     return SaveError(f"scheme {scheme}: it is of your own; {need}")
 
 

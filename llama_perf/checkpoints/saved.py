@@ -14,7 +14,8 @@ from llama_perf.errors import SpecError, WeightsError
 from llama_perf.files import is_absent
 from llama_perf.llama.transformer import Origin
 from llama_perf.quantize.registry import config_for
-from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.modules import ModuleFilter
+from llama_perf.rows.schemes import OWN, Scheme
 from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, check_choice
 from llama_perf.strict_json import from_plain, record
 from llama_perf.words import shown
@@ -34,7 +35,8 @@ class Saved:
 
     Only files of the format `FORMAT` are read, since pickles name classes by module.
     `scheme` and `kernels` are None where the weights are not quantized; `dtype` is that
-    of the activations, `device` the one the weights were packed on.
+    of the activations, `device` the one the weights were packed on; `modules` are the
+    globs of the linears that were quantized, None for all.
     """
 
     format: Literal[5]
@@ -46,10 +48,15 @@ class Saved:
     torch: str | None
     torchao: str | None
     llama_perf: str | None
+    modules: str | None = None
 
     def __post_init__(self) -> None:
         if self.scheme is not None:
-            Scheme.parse(self.scheme, field="scheme")
+            scheme = Scheme.parse(self.scheme, field="scheme", kernels=self.kernels)
+            if scheme.kernels == (OWN,):
+                reason = "a file may not ask for a package's code to be imported"
+                raise SpecError("scheme", self.scheme, reason)
+        ModuleFilter.parse(self.modules)
         kernels: tuple[str | None, ...] = SAVED_KERNELS if self.scheme else (None,)
         check_choice("kernels", self.kernels, kernels)
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
@@ -58,7 +65,12 @@ class Saved:
     @property
     def origin(self) -> Origin:
         """The origin of a model with these weights."""
-        return Origin(weights=self.weights, scheme=self.scheme, kernels=self.kernels)
+        return Origin(
+            weights=self.weights,
+            scheme=self.scheme,
+            kernels=self.kernels,
+            modules=self.modules,
+        )
 
 
 def read_saved(folder: Path) -> Saved | None:

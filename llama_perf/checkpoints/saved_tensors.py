@@ -21,7 +21,7 @@ from llama_perf.devices.device import package_version
 from llama_perf.errors import UserError, WeightsError
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import AUTOQUANT, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, Scheme, is_config
 
 if TYPE_CHECKING:
     from llama_perf.quantize.packed_tensor import PackedTensor
@@ -150,6 +150,10 @@ def _wanted_layout(kind: Any, scheme: str, rows: int, columns: int) -> Layout:
 def _is_torchaos(weight: Any, parts: Mapping[str, Tensor], saved: Saved) -> bool:
     """Whether torchao makes such a weight; True where it makes none here."""
     rows, columns = weight.shape
+    if is_config(saved.scheme):
+        # Nothing is known of its layout: it may pad rows too.
+        probe = _torchao_probe(saved, rows, columns)
+        return probe is None or _alike(weight, probe, saved)
     small, large = (_torchao_probe(saved, count, columns) for count in _PROBE_ROWS)
     if small is None or large is None:
         return True
@@ -171,6 +175,20 @@ def _is_torchaos(weight: Any, parts: Mapping[str, Tensor], saved: Saved) -> bool
         if list(part.shape) != wanted or part.dtype != one.dtype:
             return False
     return True
+
+
+def _alike(weight: Any, probe: Any, saved: Saved) -> bool:
+    """Whether two weights of one shape have parts of the same shapes and types."""
+    if type(weight) is not type(probe):
+        return False
+    if _same_torchao(saved) and _attributes(weight) != _attributes(probe):
+        return False
+    names, _ = probe.__tensor_flatten__()
+    kinds = ((getattr(it, name) for name in names) for it in (weight, probe))
+    return all(
+        (own.shape, own.dtype) == (other.shape, other.dtype)
+        for own, other in zip(*kinds, strict=True)
+    )
 
 
 def _attributes(weight: Any) -> dict[str, object]:

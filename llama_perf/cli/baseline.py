@@ -79,13 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 # Options of `record` that say which rows to run, and how.
 _OF_RUNNING = (
     *("set", "rows", "row", "shard", "checkpoints", "row_timeout", "wait"),
-    "processes",
+    *("processes", "closeness", "text", "tokens"),
 )
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--set", "--rows", "--row", "--shard", "--checkpoints")
     add_shared(parser, "--row-timeout", "--wait", "--report")
+    add_shared(parser, "--closeness", "--text", "--tokens")
     parser.add_argument(
         "--from",
         dest="source",
@@ -155,6 +156,7 @@ def _run(
     arguments: argparse.Namespace, request: RunRequest
 ) -> tuple[Environment, list[RowResult]]:
     """Run every selected row in its processes; raises RecordError where one breaks."""
+    request.check_text()
     rows = request.selected()
     processes = arguments.processes
     if processes is None:

@@ -38,6 +38,7 @@ FLAGS: dict[str, tuple[object, str]] = {
         " for synthetic weights",
     ),
     "quantization": (None, "a scheme, such as int8wo"),
+    "modules": (None, "the linears to quantize, such as '*.feed_forward.*'"),
     "kernels": (None, "native or torchao"),
     "kv_cache_quantization": (
         False,
@@ -106,8 +107,10 @@ def main(arguments: argparse.Namespace) -> int:
     row = _checked(arguments)
     # It imports torch, and a mistake in the flags is reported sooner without.
     from llama_perf.cli import generate_run
+    from llama_perf.quantize.scheme_faults import scheme_faults
 
-    return generate_run.run(row, arguments)
+    with scheme_faults(row.quantization):
+        return generate_run.run(row, arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> RowSpec:

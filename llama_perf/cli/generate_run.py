@@ -245,7 +245,7 @@ def _check_save(row: RowSpec) -> None:
         raise UserError("save: it saves a quantized model: give --quantization")
     check_new_folder("save", _saved_folder(row))
     if row.kernels != "native":
-        # Whether torchao's tensors can be saved has to be tried.
+        # Whether other tensors can be saved has to be tried.
         check_scheme_savable(
             row.quantization,
             kernels=row.kernels,
@@ -260,18 +260,19 @@ def _saved_folder(row: RowSpec) -> Path:
     if path.suffix == ".pth":
         path = path.parent
     name = path.stem if path.suffix == ".gguf" else path.name
-    return Path(f"{name}-{row.quantization}-{row.kernels}")
+    return Path(f"{name}-{row.scheme}-{row.kernels}")
 
 
 def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     """Answer prompts from a terminal until the input ends, text as it comes.
 
-    A chat model gets its template and keeps the conversation until the cache is full;
-    another model continues each text on its own. Generation stops at end of text.
+    A model with a chat template, or with a chat model's name, keeps the conversation
+    until the cache is full; another one continues each text on its own. Generation
+    stops at end of text.
     """
     if tokenizer is None:
         raise TokenizerError(f"interactive: {shown(row.model)} has no tokenizer")
-    chat = is_chat_model(row.model)
+    chat = tokenizer.chat_template is not None or is_chat_model(row.model)
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)

@@ -15,6 +15,7 @@ from typing import NoReturn
 from llama_perf.cli import (
     baseline,
     bisect,
+    closeness,
     comment,
     compare,
     diff,
@@ -32,7 +33,7 @@ from llama_perf.run.interrupts import described, exit_code, interrupts
 from llama_perf.words import did_you_mean
 
 MODULES = (
-    *(generate, rows, run, compare, bisect, baseline),
+    *(generate, rows, run, closeness, compare, bisect, baseline),
     *(report, diff, history, comment, tune),
     doctor,
 )

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from tabulate import tabulate
 
@@ -66,10 +67,12 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _built(row: RowSpec) -> bool:
-    """Whether the row's scheme exists for its kernels."""
+    """Whether the row's scheme exists for its kernels, and its package is here."""
     if row.quantization is None:
         return True
     scheme = Scheme.parse(row.quantization, kernels=row.kernels)
+    if scheme.config is not None and find_spec(scheme.config.package) is None:
+        return False
     return row.kernels in scheme.kernels
 
 
@@ -101,6 +104,11 @@ def _predicted(row: RowSpec, notes: list[str]) -> dict[str, float | None]:
     except UserError as error:
         notes.append(f"{row.id}: not predicted: {error}")
         return {"model_size_gb": None, "peak_mem_gb": None}
+    if prediction.is_bound:
+        notes.append(
+            f"{row.id}: upper bounds: its scheme cannot be tried here, and its weights"
+            " count as unquantized"
+        )
     return {
         "model_size_gb": round(prediction.model_size_bytes / 1e9, 4),
         "peak_mem_gb": round(prediction.peak_bytes / 1e9, 4),

@@ -2,7 +2,8 @@
 
 `decode_attention`: one query a sequence, which sees as many of the cache's first
 positions as a tensor on the device says. `prefill_attention`: the queries of the last
-T of `end` positions, causally. Neither repeats the cache for grouped queries, builds
+T of `end` positions, causally. With a `window` other than 0 a query sees only the last
+`window` of these positions. Neither repeats the cache for grouped queries, builds
 a mask of all positions, or stores a dequantized copy: the scales of codes are
 multiplied into the scores and the probabilities, or a few heads are dequantized at a
 time. Knows no model and no cache class. The kernel on CUDA is `triton/attention.py`.
@@ -36,7 +37,7 @@ _MASK = 1 << 21
 torch.library.define(
     "llama_perf::decode_attention",
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? k_scale, Tensor? v_scale,"
-    " Tensor split_counter, Tensor filled) -> Tensor",
+    " Tensor split_counter, Tensor filled, int window=0) -> Tensor",
 )
 decode_attention = torch.ops.llama_perf.decode_attention.default
 """The result, as `q` (B, 1, H * G, D), in its dtype.
@@ -65,16 +66,17 @@ def in_plain_torch(
     v_scale: Tensor | None,
     _split_counter: Tensor,
     filled: Tensor,
+    window: int = 0,
 ) -> Tensor:
     """`decode_attention` on a CPU without a compiler."""
     cache = CachedTensors(k_cache, v_cache, k_scale, v_scale)
     lengths = filled.tolist()
     if len(lengths) == 1:
-        return _decode(q, cache, lengths[0])
+        return _decode(q, cache, lengths[0], window)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for index, length in enumerate(lengths):
         sequence = slice(index, index + 1)
-        out[sequence] = _decode(q[sequence], cache.of(sequence), length)
+        out[sequence] = _decode(q[sequence], cache.of(sequence), length, window)
     return out
 
 
@@ -82,22 +84,25 @@ def decode_on_gpu(q: Tensor, *rest: Any) -> Tensor:
     """`decode_attention` by Triton."""
     from llama_perf.kernels.triton.launch_attention import split_attention
 
-    *cache, split_counter, filled = rest
-    return split_attention(q, CachedTensors(*cache), split_counter, filled)
+    *cache, split_counter, filled = rest[:6]
+    window = rest[6] if len(rest) > 6 else 0
+    where = CachedTensors(*cache), split_counter, filled
+    return split_attention(q, *where, window=window)
 
 
 torch.library.impl("llama_perf::decode_attention", "CUDA", decode_on_gpu)
 
 
-def _decode(q: Tensor, cache: CachedTensors, length: int) -> Tensor:
+def _decode(q: Tensor, cache: CachedTensors, length: int, window: int) -> Tensor:
     batch, heads, _, width = cache.k.shape
+    start = max(length - window, 0) if window else 0
     # The queries of a head of the cache stand as if they were so many positions.
     grouped = q.reshape(batch, heads, -1, width)
     if cache.kind is None:
-        k, v = cache.k[:, :, :length], cache.v[:, :, :length]
+        k, v = cache.k[:, :, start:length], cache.v[:, :, start:length]
         out = F.scaled_dot_product_attention(grouped, k, v)
     else:
-        filled = cache.by_head(length)
+        filled = cache.by_head(length, start)
         out = _decode_codes(grouped.flatten(0, 1).float(), filled)
     return out.to(q.dtype).reshape(q.shape)
 
@@ -141,6 +146,7 @@ def prefill_attention(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     end: int,
+    window: int = 0,
 ) -> Tensor:
     """The result, as `q` (B, T, H * G, D), whose positions are the last T before `end`.
 
@@ -151,10 +157,13 @@ def prefill_attention(
     # Sequences and heads of the cache are one dimension: (B * H, G, T, D).
     grouped = q.view(batch, tokens, heads, -1, width).permute(0, 2, 3, 1, 4)
     grouped = grouped.flatten(0, 1)
-    cache = CachedTensors(k_cache, v_cache, k_scale, v_scale).by_head(end)
-    if cache.kind is None:
-        out = _causal(grouped, cache.k, cache.v)
+    cache = CachedTensors(k_cache, v_cache, k_scale, v_scale)
+    if 0 < window < end:
+        out = _causal_in_window(grouped, cache, end, window)
+    elif cache.kind is None:
+        out = _causal(grouped, *cache.by_head(end)[:2])
     else:
+        cache = cache.by_head(end)
         out = torch.empty_like(grouped)
         heads_at_a_time, step = at_a_time(len(cache.k), width, tokens)
         for some in _stretches(len(cache.k), heads_at_a_time):
@@ -167,6 +176,46 @@ def prefill_attention(
 @prefill_attention.register_fake
 def _(q: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _causal_in_window(q: Tensor, cache: CachedTensors, end: int, window: int) -> Tensor:
+    """(N, G, T, D) of the last T of `end` positions of (B, H, S, D), N = B * H.
+
+    Some queries at a time see the keys that their windows span, under a mask; of codes
+    some heads at a time are dequantized.
+    """
+    out, tokens, width = torch.empty_like(q), q.shape[2], q.shape[3]
+    for some in _stretches(tokens, window_step(window)):
+        queries = q[:, :, some]
+        count = queries.shape[2]
+        last = end - tokens + some.start + count
+        first = max(last - count + 1 - window, 0)
+        mask = torch.ones(count, last - first, dtype=torch.bool, device=q.device)
+        # The diagonal of the queries' own positions, and that of their oldest ones.
+        own = last - count - first
+        mask = mask.tril_(own).triu_(own - window + 1)
+        spanned = cache.by_head(last, first)
+        heads_at_a_time = len(q)
+        if cache.kind is not None:
+            heads_at_a_time = window_heads(len(q), width, last - first)
+        for heads in _stretches(len(q), heads_at_a_time):
+            k, v = spanned.k[heads], spanned.v[heads]
+            if cache.kind is not None:
+                k, v = spanned.of(heads).dequantized(slice(None), q.dtype)
+            # No attention that stores no scores takes grouped queries under a mask.
+            k, v = (x.unsqueeze(1).expand(-1, q.shape[1], -1, -1) for x in (k, v))
+            out[heads, :, some] = _attend(queries[heads], k, v, mask)
+    return out
+
+
+def window_step(window: int) -> int:
+    """Queries whose windows are attended to at a time."""
+    return max(min(_MASK // (2 * window), MIN_POSITIONS), 1)
+
+
+def window_heads(heads: int, width: int, positions: int) -> int:
+    """Heads of a cache of codes that are dequantized at a time, of `heads`."""
+    return min(max(PIECE // (positions * width), 1), heads)
 
 
 def at_a_time(heads: int, width: int, tokens: int) -> tuple[int, int]:

@@ -55,9 +55,9 @@ class CachedTensors(NamedTuple):
         """Views of some sequences, or after `by_head` of some heads."""
         return self.map(lambda tensor: tensor[rows])
 
-    def by_head(self, length: int) -> "CachedTensors":
-        """Views (B * H, length, D) of the first `length` positions."""
-        return self.map(lambda tensor: tensor.flatten(0, 1)[:, :length])
+    def by_head(self, end: int, start: int = 0) -> "CachedTensors":
+        """Views (B * H, L, D) of the positions from `start` to before `end`."""
+        return self.map(lambda tensor: tensor.flatten(0, 1)[:, start:end])
 
     def dequantized(
         self, positions: slice, dtype: torch.dtype

@@ -10,7 +10,7 @@ It is `cpp/layer.cpp`, and there is no other: `cpp_library.load` first.
 Legend: B batch, T tokens of a sequence, H heads of the cache, S positions, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,16 +20,24 @@ from llama_perf.kernels.weight import Packed
 torch.library.define(
     "llama_perf::decode_layer",
     "(Tensor(a!) x, Tensor(b!)[] cache, Tensor[] weights, Tensor[] rotary,"
-    " Tensor positions, int[] numbers, float eps) -> ()",
+    " Tensor positions, int[] numbers, float eps, Tensor[] extra, int window) -> ()",
 )
 decode_layer = torch.ops.llama_perf.decode_layer.default
 """Update `x`, (B, T, dim) side by side in memory, and write the cache.
 
 `cache` are keys and values, (B, H, S, D), then their codes' scales (B, H, S), if any.
 Each token attends to the positions up to its own. `positions` are int64 (T,) or (B, T),
-`rotary` float32 cosines and sines, D / 2 of each position. `weights` and `numbers` are
-as of `arguments`, `eps` is the norms'.
+`rotary` float32 cosines and sines, D / 2 of each position, or nothing in a layer that
+rotates nothing. `weights` and `numbers` are as of `arguments`, `eps` is the norms'.
+`extra` are float32 biases and norms of heads, of all of EXTRA or of none. With a
+`window` other than 0 a token attends to so many positions at most.
 """
+EXTRA = (
+    *("attention.wqkv.bias", "attention.wo.bias", "feed_forward.w1.bias"),
+    *("feed_forward.w3.bias", "feed_forward.w2.bias"),
+    *("attention.q_norm.weight", "attention.k_norm.weight"),
+)
+"""What a layer may have besides; one that it has not is an empty tensor."""
 
 
 def arguments(
@@ -45,3 +53,11 @@ def arguments(
         weights += linear.tensors
         numbers += [linear.rows, *map(int, linear.layout)]
     return weights, numbers
+
+
+def extra(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """`extra` of a layer with these parameters, by the names of EXTRA."""
+    if not any(name in parameters for name in EXTRA):
+        return []
+    none = torch.empty(0)
+    return [parameters.get(name, none).detach().float() for name in EXTRA]

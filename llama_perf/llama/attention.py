@@ -6,10 +6,14 @@
 quantized cache dequantized first. The mask is stored as a cache_size x cache_size
 triangle; with `linear_causal_mask` only the rows in use are computed.
 
+A layer with a sliding window attends, on both paths, to the last positions only. A
+cache that is no longer than the window is one without.
+
 Shape legend: B batch, H heads of the cache, S positions allocated, T positions of a
 call, D head width.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +25,7 @@ from llama_perf.errors import SpecError
 from llama_perf.kernels import cache_codes
 from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.llama.config import ModelConfig
-from llama_perf.llama.layers import Linear, Rotary, apply_rotary
+from llama_perf.llama.layers import Linear, RMSNorm, Rotary, apply_rotary
 from llama_perf.llama.memory_segments import reserve_segment
 
 KINDS = {"int8": cache_codes.INT8, "fp8": cache_codes.FP8}
@@ -34,7 +38,8 @@ class KVCache(nn.Module):
     Allocated once and written in place: in the model's dtype, or in one byte a value
     with a scale for each token and head (`kernels/cache_codes.py`). `split_counter`,
     int32 (B * H,), is for the attention kernel: it counts the programs of a sequence
-    and head that have finished, and is 0 between launches.
+    and head that have finished, and is 0 between launches. `window` is how many of the
+    last positions a token attends to, 0 for all.
     """
 
     k_cache: Tensor
@@ -52,11 +57,12 @@ class KVCache(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         kind: str | None = None,
+        window: int = 0,
     ) -> None:
         super().__init__()
         if kind is not None and kind not in KINDS:
             raise SpecError("kv_cache", kind, f"allowed: {', '.join(KINDS)}")
-        self.dtype = dtype
+        self.dtype, self.window = dtype, window
         shape = (batch_size, config.n_kv_heads, cache_size)
         stored = dtype if kind is None else KINDS[kind]
         zeros = partial(torch.zeros, device=device)
@@ -106,13 +112,18 @@ def _put(cache: Tensor, positions: Tensor, x: Tensor) -> None:
 
 
 def caches(
-    config: ModelConfig, *, device: torch.device, **options: Any
+    config: ModelConfig, *, cache_size: int, device: torch.device, **options: Any
 ) -> list[KVCache]:
     """One cache a layer, side by side in GPU memory; `options` are KVCache's."""
-    first = KVCache(config, device=device, **options)
-    others = config.n_layers - 1
-    reserve_segment([buffer.nbytes for buffer in first.buffers()] * others, device)
-    return [first, *(KVCache(config, device=device, **options) for _ in range(others))]
+
+    def made(layer: int) -> KVCache:
+        window = config.cache_window(layer, cache_size)
+        sizes: dict[str, Any] = {"cache_size": cache_size, "window": window}
+        return KVCache(config, device=device, **sizes, **options)
+
+    first, others = made(0), range(1, config.n_layers)
+    reserve_segment([buffer.nbytes for buffer in first.buffers()] * len(others), device)
+    return [first, *map(made, others)]
 
 
 class VisiblePositions(NamedTuple):
@@ -121,13 +132,14 @@ class VisiblePositions(NamedTuple):
     `filled`, int64 (B,) or (1,) on the device, is for one query a sequence: it attends
     to that many positions from the start of the cache. With `end` the queries are the
     last of the first `end` positions and attend causally. With `mask`, bool (T, S),
-    they attend to the positions of the cache where it is true. Without any of them they
-    attend to one another, causally.
+    they attend to the positions of the cache where it is true, in layers with a window
+    by `window_mask`. Without any of them they attend to one another, causally.
     """
 
     filled: Tensor | None = None
     end: int | None = None
     mask: Tensor | None = None
+    window_mask: Tensor | None = None
 
 
 CAUSAL = VisiblePositions()
@@ -144,20 +156,34 @@ class Place(NamedTuple):
     visible: VisiblePositions
 
 
+def visible_columns(positions: Tensor, columns: Tensor, window: int) -> Tensor:
+    """Which of int64 `columns` (S,) each of `positions` (T,) attends to, bool (T, S).
+
+    They are those up to its own, the last `window` of them if that is not 0.
+    """
+    seen = positions[:, None] >= columns[None, :]
+    if window:
+        seen &= columns[None, :] > positions[:, None] - window
+    return seen
+
+
 class CausalMask(nn.Module):
     """The cached positions that each query position attends to."""
 
     columns: Tensor
     triangle: Tensor | None
 
-    def __init__(self, cache_size: int, *, linear: bool, device: torch.device) -> None:
+    def __init__(
+        self, cache_size: int, *, linear: bool, device: torch.device, window: int = 0
+    ) -> None:
         super().__init__()
+        self.window = window
         self.register_buffer("columns", torch.arange(cache_size, device=device))
         triangle = None if linear else self._rows(self.columns)
         self.register_buffer("triangle", triangle)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        return positions[:, None] >= self.columns[None, :]
+        return visible_columns(positions, self.columns, self.window)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Bool (T, S) of int64 positions (T,)."""
@@ -165,24 +191,65 @@ class CausalMask(nn.Module):
         return self._rows(positions) if triangle is None else triangle[positions]
 
 
+def masks(
+    caches: Sequence[KVCache], cache_size: int, *, linear: bool
+) -> list[CausalMask]:
+    """A mask for each window that layers have, that of those without one first."""
+    windows = sorted({cache.window for cache in caches})
+    how: dict[str, Any] = {"linear": linear, "device": caches[0].k_cache.device}
+    return [CausalMask(cache_size, window=window, **how) for window in windows]
+
+
+def visible_by(
+    masks: Sequence[CausalMask], positions: Tensor, *, alone: bool
+) -> VisiblePositions:
+    """What tokens at int64 `positions` (T,) see; `alone` there is no position before.
+
+    Tokens alone need no mask, unless there are more of them than a window has.
+    """
+    rows = [
+        None
+        if alone and len(positions) <= (mask.window or len(positions))
+        # A mask of a window is needed, or of what stands before.
+        else mask(positions)
+        for mask in masks
+    ]
+    return VisiblePositions(mask=rows[0], window_mask=rows[-1])
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped queries and one fused input projection."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_heads = config.n_heads
         self.n_kv_heads = config.n_kv_heads
-        self.head_dim = config.head_dim
-        self.wqkv = Linear(config.dim, config.qkv_size)
-        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
+        self.head_dim = width = config.head_dim
+        self.rotates = layer not in config.nope_layers
+        self.window = config.window(layer) or 0
+        self.wqkv = Linear(config.dim, config.qkv_size, bias=config.qkv_bias)
+        self.wo = Linear(config.n_heads * width, config.dim, bias=config.output_bias)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(width, config.norm_eps)
+            self.k_norm = RMSNorm(width, config.norm_eps)
 
     def forward(self, x: Tensor, cache: KVCache | None, place: Place) -> Tensor:
         """Attend from `x`, (B, T, dim), to itself or to the cache; (B, T, dim)."""
-        batch, length, _ = x.shape
+        out: Tensor = self.wo(self.attend(self.wqkv(x), cache, place))
+        return out
+
+    def attend(self, qkv: Tensor, cache: KVCache | None, place: Place) -> Tensor:
+        """As `forward`, between its linears: of queries, keys and values (B, T, N)."""
+        batch, length, _ = qkv.shape
         rotary, positions, visible = place
-        qkv = self.wqkv(x).view(batch, length, -1, self.head_dim)
+        qkv = qkv.view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotates:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             cache.update(positions, k, v)
@@ -192,7 +259,12 @@ class Attention(nn.Module):
             y = attend_filled(q, cache, visible)
         else:
             mask = visible.mask
-            if cache is not None:
+            if cache is None:
+                if 0 < self.window < length:
+                    mask = visible_columns(positions, positions, self.window)
+            else:
+                if cache.window:
+                    mask = visible.window_mask
                 # As the cache stores them. Without a mask it has this call's only.
                 k, v = cache.dequantized(length if mask is None else None)
             y = F.scaled_dot_product_attention(
@@ -203,14 +275,14 @@ class Attention(nn.Module):
                 is_causal=mask is None,
                 enable_gqa=self.n_heads != self.n_kv_heads,
             ).transpose(1, 2)
-        out: Tensor = self.wo(y.reshape(batch, length, -1))
-        return out
+        return y.reshape(batch, length, -1)
 
 
 def attend_filled(q: Tensor, cache: KVCache, visible: VisiblePositions) -> Tensor:
     """Attend from (B, T, heads, D) to the filled positions; the same shape."""
     if visible.filled is None:
-        y: Tensor = prefill_attention(q, *cache.tensors, visible.end)
+        y: Tensor = prefill_attention(q, *cache.tensors, visible.end, cache.window)
     else:
-        y = decode_attention(q, *cache.tensors, cache.split_counter, visible.filled)
+        state = cache.split_counter, visible.filled
+        y = decode_attention(q, *cache.tensors, *state, cache.window)
     return y

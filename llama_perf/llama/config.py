@@ -1,18 +1,17 @@
-"""The shape of a Llama model, and the shapes of published ones by name.
+"""The shape of a model of Llama's family: Llama, Mistral, Qwen2, Qwen3, SmolLM3.
 
 Knows neither tensors nor files: `llama_perf.checkpoints.config` reads `config.json` and
-its like.
+its like, and `llama_perf.llama.presets` has the shapes of published models.
 """
 
-import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from llama_perf.errors import SpecError
 
 # More than any model has. Sizes are 32-bit numbers to kernels and file formats, and a
 # damaged number of layers must not keep a reader busy.
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
+QK_NORMS = ("attention.q_norm.weight", "attention.k_norm.weight")
 # Well within float32, in which the model computes.
 _MAX_NUMBER = 1e30
 
@@ -58,9 +57,16 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of a Llama model, in the names of Meta's reference code.
+    """Shape of a model of Llama's family, in the names of Meta's reference code.
 
-    `context` is the number of positions the model was trained for.
+    `context` is the number of positions the model was trained for. Queries, keys and
+    values have a bias with `qkv_bias`, the attention's output with `output_bias`, the
+    three linears of the feed-forward with `mlp_bias`. With `qk_norm` each head of
+    queries and keys is normalized before it is rotated.
+
+    With a `sliding_window` of W a token attends to itself and to the W - 1 positions
+    before it, in the layers of `window_layers`; None are all layers. The layers of
+    `nope_layers` rotate nothing. Both count from 0.
     """
 
     dim: int
@@ -75,9 +81,27 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     context: int = 2048
     tied_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    window_layers: tuple[int, ...] | None = None
+    nope_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if self.sliding_window is not None:
+            check_whole("sliding_window", self.sliding_window)
+        elif self.window_layers is not None:
+            need = "layers with a window need a sliding_window"
+            raise SpecError("window_layers", self.window_layers, need)
+        for name in ("window_layers", "nope_layers"):
+            layers = getattr(self, name) or ()
+            known = set(range(self.n_layers))
+            if not known.issuperset(layers) or list(layers) != sorted(set(layers)):
+                allowed = f"allowed: ascending numbers of layers below {self.n_layers}"
+                raise SpecError(name, layers, allowed)
         if self.n_heads % self.n_kv_heads:
             allowed = f"it must divide n_heads {self.n_heads}"
             raise SpecError("n_kv_heads", self.n_kv_heads, allowed)
@@ -88,6 +112,21 @@ class ModelConfig:
     def qkv_size(self) -> int:
         """Rows of the fused query, key and value projection."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer, None where a token sees all before it."""
+        layers = self.window_layers
+        return self.sliding_window if layers is None or layer in layers else None
+
+    def cache_window(self, layer: int, cache_size: int) -> int:
+        """The window of a layer over a cache; 0 where it is no shorter than that."""
+        window = self.window(layer) or 0
+        return window if window < cache_size else 0
+
+    @property
+    def of_one_layer(self) -> "ModelConfig":
+        """The same with one layer only, with a window if any layer has one."""
+        return replace(self, n_layers=1, window_layers=None, nope_layers=())
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -109,64 +148,23 @@ class ModelConfig:
             "output"
         ]
 
+    @property
+    def vectors(self) -> dict[str, int]:
+        """The size of each bias and norm of a block, by its name, in the model's order.
 
-def _config(*sizes: int, **rest: Any) -> ModelConfig:
-    names = ("dim", "n_layers", "n_heads", "n_kv_heads", "intermediate_size")
-    shape: dict[str, Any] = dict(zip(names, sizes, strict=True))
-    head_dim = shape["dim"] // shape["n_heads"]
-    return ModelConfig(**{"vocab_size": 32000, **rest, **shape, "head_dim": head_dim})
-
-
-_LLAMA3: dict[str, Any] = {"vocab_size": 128256, "rope_base": 5e5}
-_LLAMA31 = {**_LLAMA3, "context": 131072, "rope_scaling": RopeScaling(factor=8.0)}
-_TIED: dict[str, Any] = {"tied_embeddings": True}
-_LLAMA32 = {**_LLAMA31, **_TIED, "rope_scaling": RopeScaling(factor=32.0)}
-
-PRESETS: dict[str, ModelConfig] = {
-    "7B": _config(4096, 32, 32, 32, 11008, context=4096),
-    "13B": _config(5120, 40, 40, 40, 13824, context=4096),
-    "30B": _config(6656, 60, 52, 52, 17920, norm_eps=1e-6),
-    "34B": _config(8192, 48, 64, 8, 22016, rope_base=1e6, context=16384),
-    "70B": _config(8192, 80, 64, 8, 28672, context=4096),
-    "CodeLlama-7b-Python-hf": _config(
-        4096, 32, 32, 32, 11008, rope_base=1e6, context=16384
-    ),
-    "Mistral-7B": _config(4096, 32, 32, 8, 14336, context=32768),
-    "stories15M": _config(288, 6, 6, 6, 768, context=256),
-    "stories110M": _config(768, 12, 12, 12, 2048, context=1024),
-    "SmolLM2-135M": _config(
-        576, 30, 9, 3, 1536, vocab_size=49152, rope_base=1e5, context=8192, **_TIED
-    ),
-    "Llama-3-8B": _config(4096, 32, 32, 8, 14336, context=8192, **_LLAMA3),
-    "Llama-3-70B": _config(8192, 80, 64, 8, 28672, context=8192, **_LLAMA3),
-    "Llama-3.1-8B": _config(4096, 32, 32, 8, 14336, **_LLAMA31),
-    "Llama-3.1-70B": _config(8192, 80, 64, 8, 28672, **_LLAMA31),
-    "Llama-3.1-405B": _config(16384, 126, 128, 8, 53248, **_LLAMA31),
-    "Llama-3.2-1B": _config(2048, 16, 32, 8, 8192, **_LLAMA32),
-    "Llama-3.2-3B": _config(3072, 28, 24, 8, 8192, **_LLAMA32),
-}
+        None of them is quantized.
+        """
+        biased = {"wqkv": self.qkv_bias, "wo": self.output_bias}
+        sizes = {
+            f"{name}.bias": rows
+            for name, (rows, _) in self.linears.items()
+            if biased.get(name.removeprefix("attention."), self.mlp_bias)
+        }
+        if self.qk_norm:
+            sizes |= dict.fromkeys(QK_NORMS, self.head_dim)
+        return sizes | {"attention_norm.weight": self.dim, "ffn_norm.weight": self.dim}
 
 
-def preset_name(model: str) -> str | None:
-    """The preset that `model`'s name means, or None.
-
-    The longest preset that the name contains as whole words, in any case:
-    "Meta-Llama-3-8B-Instruct" is Llama-3-8B and "Llama-2-7b-chat-hf" is 7B, but
-    "Foo-17B" is not 7B.
-    """
-    words = r"(?i)(?<![0-9a-z.]){}(?![0-9a-z.])".format
-    hits = [name for name in PRESETS if re.search(words(re.escape(name)), model)]
-    return max(hits, key=len, default=None)
-
-
-def preset(model: str) -> ModelConfig:
-    """The configuration of the preset that `model` names; raises SpecError."""
-    name = preset_name(model)
-    if name is None:
-        allowed = (
-            "allowed: the path of a checkpoint, a name under --checkpoints, the"
-            " owner/name of a model in the hub cache, or one of the presets"
-            f" {', '.join(PRESETS)}"
-        )
-        raise SpecError("model", model, allowed, known=PRESETS)
-    return PRESETS[name]
+def short_name(linear: str) -> str:
+    """A name of `linear_names` without its layer, such as "feed_forward.w1"."""
+    return linear.split(".", 2)[-1]

@@ -7,6 +7,7 @@ every token, and one for a short prompt.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,6 +19,7 @@ from torch import Tensor
 from llama_perf.devices.cuda import capture_graph, warm_up
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.llama.options import Sampling
+from llama_perf.rows.spec import FUSED_TOKENS
 
 if TYPE_CHECKING:
     from llama_perf.llama.engine import Engine
@@ -166,6 +168,41 @@ class CapturedDecodeStep(DecodeStep):
     def _repeat_graph(self) -> torch.cuda.CUDAGraph:
         assert self._step, "it has compiled and tuned all kernels"
         return capture_graph(super().repeat)
+
+
+def new_step(
+    engine: Engine,
+    sampling: Sampling,
+    kernel: ChooseToken | None,
+    *,
+    room: int,
+    ragged: bool,
+) -> DecodeStep:
+    """A step that chooses by `kernel`, or else samples operator by operator.
+
+    There is room for `room` tokens. One that the engine's options want captured has
+    room for all that its cache holds, and the engine keeps it.
+    """
+    options, device = engine.options, engine.model.device
+    state = DecodeState.room(
+        options.batch_size,
+        engine.cache_size if options.capture else room,
+        ragged=ragged,
+        device=device,
+    )
+    choose = kernel or partial(choose_by_sample, sampling=sampling)
+    # A weak reference: the steps belong to the engine, and a dropped engine frees its
+    # caches at once.
+    step = DecodeStep(engine=weakref.proxy(engine), choose=choose, state=state)
+    if not options.capture:
+        return step
+    captured = CapturedDecodeStep(
+        **vars(step),
+        generator=sampling.generator,
+        max_prompt_tokens=0 if kernel is None else FUSED_TOKENS,
+    )
+    engine.captured[sampling, ragged] = captured
+    return captured
 
 
 @dataclass

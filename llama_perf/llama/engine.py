@@ -6,11 +6,9 @@ call.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Unpack
 
@@ -18,18 +16,22 @@ import torch
 from torch import Tensor
 
 from llama_perf.errors import NotRunnable, PromptError
-from llama_perf.kernels.decode_state import DecodeState
-from llama_perf.llama import attention, decode_step
+from llama_perf.llama import attention
 from llama_perf.llama.attention import Place, VisiblePositions
-from llama_perf.llama.decode_step import CapturedDecodeStep, DecodeStep, InjectedSteps
+from llama_perf.llama.decode_step import (
+    CapturedDecodeStep,
+    DecodeStep,
+    InjectedSteps,
+    new_step,
+)
 from llama_perf.llama.engine_weights import EngineWeights
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.fused_step import fused_step
-from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.options import GREEDY, EngineOptions, Request, Sampling
+from llama_perf.llama.prompts import check_fits
 from llama_perf.llama.transformer import Transformer, TransformerBlock, check_tokens
 from llama_perf.rows.spec import FUSED_TOKENS
-from llama_perf.words import counted
 
 if TYPE_CHECKING:
     # It imports Triton.
@@ -97,11 +99,11 @@ class Engine(EngineWeights):
             device=model.device,
             kind=options.kv_cache,
         )
-        self._mask: attention.CausalMask | None = None
+        self._masks: Sequence[attention.CausalMask] = ()
         chunk = PREFILL_CHUNK
         if options.attention == "sdpa":
             chunk, linear = self.cache_size, options.linear_causal_mask
-            self._mask = attention.CausalMask(chunk, linear=linear, device=model.device)
+            self._masks = attention.masks(self.caches, chunk, linear=linear)
         self._chunk = options.prefill_chunk or chunk
         block: Callable[..., Tensor] = TransformerBlock.forward
         head: Callable[[Transformer, Tensor], Tensor] = Transformer.head
@@ -111,7 +113,7 @@ class Engine(EngineWeights):
         if options.compile_prefill:
             self._prefill_block = torch.compile(block, fullgraph=True, dynamic=True)
         if options.fused:
-            if self._mask is not None:
+            if self._masks:
                 raise NotRunnable("fused: it needs attention 'decode', not 'sdpa'")
             self._fused = fused_step(model, options)
             self._prefill_head = self._decode_head = self._fused.head
@@ -124,6 +126,12 @@ class Engine(EngineWeights):
         self.injected = InjectedSteps(options.slowdown)
         self.after_chunk: Callable[[int, int], None] = lambda _done, _total: None
         """Called with the tokens of a prompt that are done, and all of them."""
+
+    def longer(self, cache_size: int) -> Engine:
+        """An engine over the same weights with a cache of another size, not filled."""
+        return Engine(
+            self.model, replace(self.options, cache_size=cache_size, slowdown=0.0)
+        )
 
     def copy(self) -> Engine:
         """An engine with weights and caches of its own, of the same values."""
@@ -202,10 +210,10 @@ class Engine(EngineWeights):
                 done = self._fused.layers(self.model, x, self.caches, seen)
                 if done is not None:
                     return done
-        if self._mask is not None:
+        if self._masks:
             # The first tokens attend to one another.
-            mask = None if end == tokens.shape[1] else self._mask(positions)
-            visible = VisiblePositions(mask=mask)
+            alone = end == tokens.shape[1]
+            visible = attention.visible_by(self._masks, positions, alone=alone)
         elif end is not None:
             visible = VisiblePositions(end=end)
         else:
@@ -228,29 +236,16 @@ class Engine(EngineWeights):
         One kernel chooses the next token where it can, and a prompt of a few tokens is
         captured too.
         """
-        device, options, draws = self.model.device, self.options, sampling.generator
+        draws = sampling.generator
         if sampling.seed is not None:
-            draws = torch.Generator(device=device).manual_seed(sampling.seed)
+            draws = torch.Generator(self.model.device).manual_seed(sampling.seed)
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
         # The kernel draws from a seed, so that one graph serves every generator.
         generator = draws if kernel is None else None
         sampling = replace(sampling, seed=None, generator=generator)
-        key = (sampling, ragged)
-        step: DecodeStep | None = self.captured.get(key)
+        step: DecodeStep | None = self.captured.get((sampling, ragged))
         if step is None:
-            room = self.cache_size if options.capture else max_new_tokens
-            state = DecodeState.room(
-                options.batch_size, room, ragged=ragged, device=device
-            )
-            choose = kernel or partial(decode_step.choose_by_sample, sampling=sampling)
-            # A weak reference: the steps belong to the engine, and a dropped engine
-            # frees its caches at once.
-            step = DecodeStep(engine=weakref.proxy(self), choose=choose, state=state)
-            if options.capture:
-                few = 0 if kernel is None else FUSED_TOKENS
-                step = self.captured[key] = CapturedDecodeStep(
-                    **vars(step), generator=generator, max_prompt_tokens=few
-                )
+            step = new_step(self, sampling, kernel, room=max_new_tokens, ragged=ragged)
         if kernel is not None and sampling.temperature != 0:
             step.state.seed.random_(generator=draws)
         return step
@@ -314,35 +309,35 @@ class Engine(EngineWeights):
                 logits.append(step.logits.clone())
         return step.state.history[:, :observed].clone(), torch.stack(logits, dim=1)
 
+    @torch.no_grad()
+    def read(
+        self, text: Tensor, prompt_length: int, *, lengths: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the logits (B, V) in front of each further token of `text`.
+
+        Of `text`, int64 (B, T) on the model's device, the first `prompt_length` tokens
+        are the prompt, with `lengths` the first lengths[i] of sequence i. Each decode
+        step then reads the text's next token, whatever the logits would choose. There
+        are T - prompt_length logits, each valid until the next.
+        """
+        count = text.shape[1] - prompt_length
+        prompt, place = text[:, :prompt_length], text.new_tensor([[prompt_length]])
+        place = place.repeat(len(text), 1) if lengths is None else lengths[:, None]
+        request = Request(max_new_tokens=count, lengths=lengths, sampling=GREEDY)
+        for step in self._generate(prompt, request):
+            assert step.logits is not None, "a token was chosen from some"
+            yield step.logits
+            # In place: a captured step reads this tensor.
+            step.state.token.copy_(text.gather(1, place))
+            place = place + 1
+
     def check_prompt(
         self, prompt: Tensor, *, max_new_tokens: int, lengths: Tensor | None = None
     ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
-        batch = self.options.batch_size
-        check_tokens(prompt, self.model.config.vocab_size, batch)
-        length = prompt.shape[1]
-        if lengths is not None:
-            if self._mask is not None:
-                raise PromptError("lengths: not allowed with attention 'sdpa'")
-            if lengths.dtype != torch.int64 or lengths.shape != (batch,):
-                kind = f"{lengths.dtype} {tuple(lengths.shape)} is not allowed"
-                raise PromptError(f"lengths: {kind}; allowed: int64 ({batch},)")
-            for own in lengths.tolist():
-                if not 1 <= own <= length:
-                    allowed = f"allowed: 1 to {length}, the prompt's length"
-                    raise PromptError(f"lengths: {own} is not allowed; {allowed}")
-        if max_new_tokens < 1:
-            new = f"{max_new_tokens} is not allowed"
-            raise PromptError(f"max_new_tokens: {new}; allowed: 1 or more")
-        if self.filled + length + max_new_tokens > self.cache_size:
-            before = f"{self.filled} filled positions + " if self.filled else ""
-            raise PromptError(
-                f"prompt: {before}{counted(length, 'token')} +"
-                f" {counted(max_new_tokens, 'new one')} do not fit the cache of"
-                f" {counted(self.cache_size, 'position')}"
-            )
+        check_fits(self, prompt, max_new_tokens, lengths)
 
     def cache_tensors(self) -> list[Tensor]:
-        """All tensors of the caches and the mask."""
-        modules = filter(None, (*self.caches, self._mask))
+        """All tensors of the caches and the masks."""
+        modules = (*self.caches, *self._masks)
         return list(chain.from_iterable(module.buffers() for module in modules))

@@ -26,6 +26,7 @@ from llama_perf.llama.fused_weights import check_batch, packed, packed_blocks
 from llama_perf.llama.layers import RMSNorm, Rotary
 from llama_perf.llama.options import Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock
+from llama_perf.rows.spec import FUSED_TOKENS
 
 # In Triton's interpreter weights are on the CPU, in the layout it prefers.
 _CUDA = torch.device("cuda")
@@ -46,6 +47,9 @@ class FusedStep:
         if config.head_dim % LANES:
             heads = f"heads are {config.head_dim} wide"
             raise NotRunnable(f"fused: {heads}; allowed: multiples of {LANES}")
+        if config.output_bias or config.mlp_bias:
+            biases = "biases of other linears than queries, keys and values"
+            raise NotRunnable(f"fused: {biases} have no fused kernel on CUDA")
         self._dtype = model.dtype
         self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
@@ -66,6 +70,11 @@ class FusedStep:
         # gate and up, of down, of the product after a block or the embedding, and of
         # the attention's output.
         self._peaks = torch.zeros((4, 8), dtype=torch.int32, device=model.device)
+        self._heads = {block: _heads(block) for block in self._layers}
+        # By them a layer without RoPE rotates nothing: cosines 1, sines 0.
+        sines = torch.zeros(FUSED_TOKENS, config.head_dim // 2, device=model.device)
+        unrotated = [model.layers[layer] for layer in config.nope_layers]
+        self._still = dict.fromkeys(unrotated, (sines + 1, sines))
         self._peaked: Tensor | None = None
         # Each kernel leaves the counters 0, and no two kernels run at once.
         self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
@@ -119,8 +128,8 @@ class FusedStep:
             x,
             wqkv,
             self._split_counter,
-            norm=_norm(block.attention_norm),
-            place=(place.rotary, place.positions),
+            heads=self._heads[block],
+            place=(self._still.get(block, place.rotary), place.positions),
             cache=cache.tensors,
             # Only for this very tensor: other chunks of a prompt have other peaks.
             peaks_in=self._peaks[_FOLLOWING] if self._peaked is x else None,
@@ -134,6 +143,7 @@ class FusedStep:
                 cache.tensors,
                 cache.split_counter,
                 visible.filled,
+                window=cache.window,
                 prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
@@ -191,6 +201,15 @@ class FusedStep:
         return launch_fused.project(
             x, [self._output], self._split_counter, norm=norm, peaks=peaks
         )
+
+
+def _heads(block: nn.Module) -> launch_fused.Heads:
+    assert isinstance(block, TransformerBlock), "a layer"
+    own, norm = block.attention, _norm(block.attention_norm)
+    if own.q_norm is None or own.k_norm is None:
+        return launch_fused.Heads(norm=norm, bias=own.wqkv.bias)
+    norms = {"q_norm": own.q_norm.weight, "k_norm": own.k_norm.weight}
+    return launch_fused.Heads(norm=norm, bias=own.wqkv.bias, **norms)
 
 
 def _norm(norm: RMSNorm) -> launch_fused.Norm:

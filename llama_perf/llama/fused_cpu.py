@@ -31,10 +31,14 @@ class FusedCpuStep:
         device = model.device
         self._output = packed(model.output.weight, "output.weight", device)
         self._layers: dict[nn.Module, tuple[list[Tensor], list[int], float]] = {}
+        # What a layer has besides, and whether it rotates.
+        self._extra: dict[nn.Module, tuple[list[Tensor], bool]] = {}
         for _, block, weights in packed_blocks(model, device):
             norms = block.attention_norm.weight, block.ffn_norm.weight
             arguments = layer.arguments(norms, weights)
             self._layers[block] = *arguments, block.attention_norm.eps
+            extra = layer.extra(dict(block.named_parameters()))
+            self._extra[block] = extra, block.attention.rotates
         # Looking up a module's tensors takes as long as calling the operator.
         self._caches: dict[KVCache, list[Tensor]] = {}
 
@@ -66,8 +70,10 @@ class FusedCpuStep:
         if cached is None:
             cached = [part for part in cache.tensors if part is not None]
             self._caches[cache] = cached
+        extra, rotates = self._extra[block]
+        where = place.rotary if rotates else (), place.positions
         layer.decode_layer(
-            x, cached, weights, place.rotary, place.positions, numbers, eps
+            x, cached, weights, *where, numbers, eps, extra, cache.window
         )
         return x
 

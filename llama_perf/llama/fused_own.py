@@ -1,6 +1,6 @@
 """A fused step over weights with a kernel of the user's own.
 
-    norm + QKV; rotary + cache write; attention; output + residual;
+    norm + QKV; rotary + cache write + attention; output + residual;
     norm + gate/up + SiLU; down + residual
 
 The products with what is around them, and the head's, are the user's `FusedProduct`.
@@ -14,14 +14,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_perf.errors import NotRunnable
-from llama_perf.llama.attention import KVCache, Place, attend_filled
+from llama_perf.llama.attention import KVCache, Place
 from llama_perf.llama.decode_step import ChooseToken
 from llama_perf.llama.fused_product import FusedProduct, in_plain_torch
 from llama_perf.llama.fused_weights import check_batch
-from llama_perf.llama.layers import RMSNorm, Rotary, apply_rotary, rotary
+from llama_perf.llama.layers import RMSNorm, Rotary, rotary
 from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
 from llama_perf.rows.spec import PERSISTENT
@@ -106,11 +107,7 @@ def _block(
     linear = partial(_linear, product)
     hidden = x.reshape(-1, x.shape[2])
     qkv = linear(hidden, [attention.wqkv], norm=block.attention_norm)
-    sizes = (attention.n_heads, attention.n_kv_heads, attention.n_kv_heads)
-    q, k, v = qkv.view(*x.shape[:2], -1, attention.head_dim).split(sizes, dim=2)
-    q, k = apply_rotary(q, place.rotary), apply_rotary(k, place.rotary)
-    cache.update(place.positions, k.transpose(1, 2), v.transpose(1, 2))
-    y = attend_filled(q, cache, place.visible).reshape(len(hidden), -1)
+    y = attention.attend(qkv.view(*x.shape[:2], -1), cache, place).flatten(0, 1)
     hidden = linear(y, [attention.wo], residual=hidden)
     y = linear(hidden, [gated.w1, gated.w3], norm=block.ffn_norm)
     return linear(y, [gated.w2], residual=hidden).view_as(x)
@@ -130,8 +127,12 @@ def _linear(
     norm: RMSNorm | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """By the user's kernel, unless a weight is not quantized."""
+    """By the user's kernel, unless a weight is not quantized; biases are ours."""
+    if len(linears) > 1 and any(linear.bias is not None for linear in linears):
+        first, second = (_linear(product, x, [one], norm=norm) for one in linears)
+        return F.silu(first) * second
     weights = [linear.weight for linear in linears]
     if any(map(is_unquantized, weights)):
         product = in_plain_torch
-    return product(x, weights, norm=norm, residual=residual)
+    out = product(x, weights, norm=norm, residual=residual)
+    return out if linears[0].bias is None else out + linears[0].bias

@@ -7,6 +7,7 @@ cases the library's product is used.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,19 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without a bias, by `product`."""
+    """A linear layer, by `product`."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        # Looking up a parameter takes longer than an attribute.
+        self.is_biased = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return product(x, self.weight)
+        out = product(x, self.weight)
+        return out + self.bias if self.is_biased else out
 
 
 class RMSNorm(nn.Module):
@@ -57,9 +63,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.w1 = Linear(config.dim, config.intermediate_size)
-        self.w3 = Linear(config.dim, config.intermediate_size)
-        self.w2 = Linear(config.intermediate_size, config.dim)
+        linear = partial(Linear, bias=config.mlp_bias)
+        self.w1 = linear(config.dim, config.intermediate_size)
+        self.w3 = linear(config.dim, config.intermediate_size)
+        self.w2 = linear(config.intermediate_size, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""

@@ -23,6 +23,18 @@ class PersistentStep(FusedStep):
 
     def __init__(self, model: Transformer, *, batch_size: int = 1) -> None:
         super().__init__(model, batch_size=batch_size)
+        config = model.config
+        for what, has in (
+            ("biases", config.qkv_bias),
+            ("norms of queries and keys", config.qk_norm),
+            ("a sliding window", config.sliding_window is not None),
+            ("layers without RoPE", bool(config.nope_layers)),
+        ):
+            if has:
+                raise NotRunnable(
+                    f"fused: 'persistent' has no kernel for {what}; allowed: fused ="
+                    " true"
+                )
         first, *others = (self._layers[block][0] for block in model.layers)
         kinds = [weight.kind for weight in first]
         for index, weights in enumerate(others, start=1):

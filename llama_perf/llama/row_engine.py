@@ -4,7 +4,7 @@
 in `llama_perf.peers`. Knows none of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, Self, Unpack
 
 import torch
@@ -98,11 +98,25 @@ class RowEngine(Protocol):
     ) -> None:
         """Raise PromptError unless the prompt and the new tokens fit."""
 
+    def fill(self, tokens: Tensor) -> None:
+        """Fill the first positions with `tokens` (B, T), for every prompt."""
+
+    def longer(self, cache_size: int) -> Self:
+        """An engine over the same weights with a cache of another size, not filled."""
+
+    def read(
+        self, text: Tensor, prompt_length: int, *, lengths: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Logits (B, V) in front of each token of a text behind its prompt.
+
+        Each token is then read as a generation would read it.
+        """
+
     def prefill(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, V) after `tokens`, behind `filled`."""
 
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
-        """Logits (B, V) after `token` (B, 1), at `position`, the next one."""
+        """Logits (B, V) after `token` (B, 1), at `position`, (1,), the next one."""
 
     def generate(
         self,

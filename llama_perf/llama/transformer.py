@@ -1,4 +1,4 @@
-"""The Llama transformer, in the names of Meta's reference code.
+"""The transformer of Llama's family, in the names of Meta's reference code.
 
 Knows token ids and tensors; nothing of files, tokenizers, sampling or quantization
 (a quantized model is this one with other tensors as its linear weights).
@@ -49,9 +49,9 @@ class Origin:
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each behind a norm and a residual connection."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.feed_forward = layers.FeedForward(config)
         self.attention_norm = layers.RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = layers.RMSNorm(config.dim, config.norm_eps)
@@ -64,7 +64,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Llama model."""
+    """A model of Llama's family."""
 
     inverse_frequencies: Tensor
     origin: Origin | None = None
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        blocks = (TransformerBlock(config) for _ in range(config.n_layers))
+        blocks = (TransformerBlock(config, index) for index in range(config.n_layers))
         self.layers = nn.ModuleList(blocks)
         self.norm = layers.RMSNorm(config.dim, config.norm_eps)
         self.output = layers.Linear(config.dim, config.vocab_size)

@@ -1,8 +1,9 @@
-"""How large a config of the user's own makes a weight: tried on a few rows of one.
+"""How large a scheme that is not ours makes a weight: tried on a few rows of one.
 
 Nothing is known of such a scheme but what it does.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -13,10 +14,12 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import NotRunnable
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.quantize.apply import make_quantizer
-from llama_perf.rows.schemes import Scheme
+from llama_perf.quantize.plugins import installed_scheme
+from llama_perf.rows.schemes import OWN, Scheme
 
 # The bytes of any number of rows follow from those of these: some do not depend on it.
-_PROBE_ROWS = (64, 128)
+# Formats pad rows to at most 128.
+_PROBE_ROWS = (128, 256)
 
 
 def own_bytes(
@@ -24,8 +27,12 @@ def own_bytes(
 ) -> int | None:
     """Bytes of a weight (rows, columns); None where the scheme cannot be tried.
 
-    It is tried on `device` where that is here, else on the CPU.
+    It is tried on `device` where that is here, else on the CPU, unless its package
+    says its size. Raises UserError where that package cannot be imported.
     """
+    installed = installed_scheme(scheme)
+    if installed is not None and installed.bytes_per_weight is not None:
+        return math.ceil(rows * columns * installed.bytes_per_weight)
     few, more = (_tried(scheme, count, columns, dtype, device) for count in _PROBE_ROWS)
     if few is None or more is None:
         return None
@@ -37,7 +44,7 @@ def own_bytes(
 def _tried(
     scheme: str, rows: int, columns: int, dtype: torch.dtype, device: str
 ) -> int | None:
-    kernels = Scheme.parse(scheme).kernels[0]
+    kernels = Scheme.parse(scheme, kernels=OWN).kernels[0]
     try:
         target = check_device(device)
     except NotRunnable:

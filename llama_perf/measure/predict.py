@@ -5,8 +5,6 @@ what else is alive (`working_bytes`). It does not know how an allocator rounds,
 nor what the operators of a library take inside: torchao's may unpack whole weights.
 """
 
-import math
-import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,19 +12,17 @@ import torch
 
 from llama_perf.devices.device import device_of
 from llama_perf.kernels.packing import LANES
-from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.config import ModelConfig, short_name
 from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
 from llama_perf.quantize.libraries import LIBRARIES
-from llama_perf.quantize.plugins import installed
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
 from llama_perf.rows.spec import RowSpec
 
-_LAYER = re.compile(r"^layers\.\d+\.")
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
 # Of torchao, schemes that only a GPU can build: whether they fit is not checked here.
@@ -83,7 +79,7 @@ def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
 def _is_bound(row: RowSpec, config: ModelConfig, dtype: torch.dtype) -> bool:
     """Whether a config of the row's own cannot be tried on the model's widths."""
     name = row.quantization
-    if name is None or Scheme.parse(name).config is None:
+    if name is None or Scheme.parse(name, kernels=row.kernels).family != OWN:
         return False
     return any(
         own_bytes(name, rows, columns, dtype, row.device) is None
@@ -107,15 +103,13 @@ def model_bytes(
     """
     selected.check(config.linear_names)
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
-    linears = {name: shapes[_LAYER.sub("", name)] for name in config.linear_names}
+    linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
-    own = installed(scheme, kernels)
     unchecked = parsed is not None and (
         # They need not be installed where sizes are asked for.
         kernels in LIBRARIES
         or (kernels == "torchao" and parsed.family in _BUILT_ONLY_ON_CUDA)
     )
-    # What a package adds may be built on a GPU only as well.
     if parsed is not None and parsed.family != OWN and not unchecked:
         cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
@@ -132,13 +126,10 @@ def model_bytes(
         rows, columns = shape
         if name is None or name == UNQUANTIZED:
             return rows * columns * dtype.itemsize
-        if own is not None:
-            # Unquantized is an upper bound.
-            return math.ceil(rows * columns * (own.bytes_per_weight or dtype.itemsize))
-        scheme = Scheme.parse(name)
-        if scheme.config is not None:
-            packed = own_bytes(scheme.name, rows, columns, dtype, device)
-            return linear_bytes(None, shape) if packed is None else packed
+        scheme = Scheme.parse(name, kernels=kernels)
+        if scheme.family == OWN:
+            own = own_bytes(scheme.name, rows, columns, dtype, device)
+            return linear_bytes(None, shape) if own is None else own
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
         if kernels in LIBRARIES:
@@ -147,12 +138,12 @@ def model_bytes(
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
 
-    norm = config.dim * dtype.itemsize
     weights = sum(
         linear_bytes(scheme if selected.selects(path) else None, shape)
         for path, shape in linears.items()
     )
-    return weights + (2 * config.n_layers + 1) * norm
+    vectors = config.n_layers * sum(config.vectors.values()) + config.dim
+    return weights + vectors * dtype.itemsize
 
 
 @cache

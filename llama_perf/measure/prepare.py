@@ -23,9 +23,9 @@ from llama_perf.devices.device import check_device, device_of
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
-from llama_perf.llama.config import preset, preset_name
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.presets import preset, preset_name
 from llama_perf.llama.row_engine import RowEngine
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
@@ -40,7 +40,7 @@ from llama_perf.quantize.apply import (
 )
 from llama_perf.quantize.autoquant.choose import choose
 from llama_perf.quantize.libraries import LIBRARIES, import_library
-from llama_perf.quantize.plugins import installed
+from llama_perf.quantize.plugins import installed_scheme
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
@@ -63,6 +63,7 @@ class PreparedRow:
     """A row that is ready to run. `prompt` is int64 (batch, prompt_length).
 
     Of a ragged row sequence i of it is its first lengths[i] tokens, int64 (batch,).
+    `filling`, int64 (batch, fill), is in its first positions, None where nothing is.
     `autoquant` is what an autoquant row's linears run on, None for other rows.
     `unquantized` are the weights before quantization, where they are at hand;
     `weights_notes` say what is to be known of how they were found.
@@ -74,6 +75,7 @@ class PreparedRow:
     weights: str
     build_s: float
     lengths: Tensor | None = None
+    filling: Tensor | None = None
     autoquant: tuple[LinearChoice, ...] | None = None
     unquantized: WeightsReader | None = None
     weights_notes: tuple[str, ...] = ()
@@ -160,19 +162,20 @@ def prepare_row(
             dtype=dtype,
             schemes=chosen_schemes(choices),
         )
+    filling = text[:, : row.fill] if row.fill else None
     build: Any = {"dtype": dtype, "device": device, "quantizer": quantizer}
     engine: RowEngine
     if row.engine == TRANSFORMERS:
         engine = _transformers_engine(row, reader, slowdown=slowdown, **build)
     else:
-        own = installed(row.quantization, row.kernels)
+        own = installed_scheme(row.quantization)
         own_product = own.fused_product if own is not None and row.fused else None
         options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
         ours = engine = Engine(build_model(reader, **build), options)
-        if row.fill:
+        if filling is not None:
             progress(f"filling {counted(row.fill, 'position')}")
             with told_prefill(engine, progress, step="filling", noun="position"):
-                ours.fill(text[:, : row.fill])
+                ours.fill(filling)
     if row.quantization is not None:
         record_scheme(
             engine.model,
@@ -191,6 +194,7 @@ def prepare_row(
         engine=engine,
         prompt=prompt.to(device),
         lengths=lengths,
+        filling=filling,
         weights=reader.source,
         autoquant=choices,
         unquantized=opened.unquantized,

@@ -17,9 +17,11 @@ from llama_perf.devices.device import device_of
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.launch_table import Choice, launch_key
 from llama_perf.kernels.weight import FLOATS, Packed
-from llama_perf.llama.config import preset
+from llama_perf.llama.config import ModelConfig, short_name
+from llama_perf.llama.presets import preset
 from llama_perf.measure.device_ceiling import best_seconds
 from llama_perf.quantize.autoquant.timing import How, Product, operator, weight_copies
+from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED
 from llama_perf.rows.spec import FUSED_TOKENS, RowSpec
 from llama_perf.words import counted
@@ -50,14 +52,28 @@ def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
         linears = {**config.linears, "output": (config.vocab_size, config.dim)}
+        schemes = _schemes(row, config)
         dtype: torch.dtype = getattr(torch, row.dtype)
         for scheme, tokens, (linear, (n, k)) in combinations(
-            AUTOQUANT.get(name, (name,)), sorted(counts), linears.items()
+            AUTOQUANT.get(name, (name, UNQUANTIZED)), sorted(counts), linears.items()
         ):
+            if name not in AUTOQUANT and scheme not in schemes[linear]:
+                continue
             how: How = "fused gate" if linear in _GATE_AND_UP else "fused"
             wanted = Product(tokens=tokens, rows=n, columns=k, dtype=dtype, how=how)
             fused.append((scheme, wanted))
     return list(dict.fromkeys(fused))
+
+
+def _schemes(row: RowSpec, config: ModelConfig) -> dict[str, set[str]]:
+    """The schemes of each linear, over all layers."""
+    name, selected = row.quantization or UNQUANTIZED, ModuleFilter.parse(row.modules)
+    selected.check(config.linear_names)
+    schemes: dict[str, set[str]] = {}
+    for path in config.linear_names:
+        own = name if selected.selects(path) else UNQUANTIZED
+        schemes.setdefault(short_name(path), set()).add(own)
+    return schemes
 
 
 def candidates(unquantized: bool) -> Iterator[Choice]:

@@ -3,8 +3,9 @@
 Its warm-up generates as the samples will: compiled, captured or fused. The logits that
 its first tokens were chosen from are compared with those of the same quantized weights,
 run once over the whole text by the model's modules, operator by operator. A row that is
-run so anyway is compared with its weights dequantized to float32, one layer at a time,
-where they can be. Knows no baseline.
+run so anyway, or whose weights a config of the user's own made, is compared with its
+weights dequantized to float32, one layer at a time, where they can be. Knows no
+baseline.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from llama_perf.errors import ValuesError
+from llama_perf.errors import SpecError, ValuesError
 from llama_perf.llama.attention import CAUSAL, KVCache, Place, VisiblePositions
 from llama_perf.llama.layers import rotary
 from llama_perf.llama.row_engine import RowEngine
@@ -29,8 +30,8 @@ from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
-from llama_perf.rows.schemes import OWN
-from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.schemes import OWN, is_config
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 from llama_perf.words import counted
 
 DECODED = 8
@@ -114,7 +115,7 @@ def warm_up_row(
 
     # A generation that is run anyway takes nothing of the check's.
     seconds = 0.0
-    with _damaged(engine) if damaged else nullcontext():
+    with damaged_scale(engine) if damaged else nullcontext():
         if row.prompt_length <= _PROMPT:
             tokens, logits = observe(count)
         else:
@@ -139,7 +140,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     """Compare what was observed with the reference; raises ValuesError."""
     start = time.perf_counter() - observed.seconds
     row, engine = prepared.row, prepared.engine
-    dequantized = _runs_modules(row, engine)
+    dequantized = _needs_dequantized(prepared)
     against = DEQUANTIZED if dequantized else OPERATORS
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
@@ -148,7 +149,7 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     dtypes = {getattr(weight, "product_dtype", row.dtype) for weight in quantized}
     limits_db = [_DTYPE_DB[str(dtype).removeprefix("torch.")] for dtype in dtypes]
     limits_db.append(_DTYPE_DB[row.dtype])
-    if rounds_activations(prepared.quantization, row.kernels):
+    if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
@@ -190,7 +191,12 @@ def signal_to_noise_db(wanted: Tensor, logits: Tensor, *, worst: bool = False) -
     """
     power, noise = wanted.square().mean(-1), (logits - wanted).square().mean(-1)
     ratio = (power / noise).min() if worst else power.sum() / noise.sum()
-    return min(10 * math.log10(float(ratio)), _SAME_DB) if ratio > 0 else -_SAME_DB
+    return decibels(float(ratio))
+
+
+def decibels(ratio: float) -> float:
+    """A ratio of powers in decibels, within what JSON has."""
+    return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
 def _quantized(engine: RowEngine) -> list[Any]:
@@ -199,16 +205,14 @@ def _quantized(engine: RowEngine) -> list[Any]:
     return list({type(weight): weight for weight in weights}.values())
 
 
-def _runs_modules(row: RowSpec, engine: RowEngine) -> bool:
-    """Whether weights that show their codes are the reference.
-
-    They are where the row does as the modules would.
-    """
-    # Kernels of a scheme that is not ours are checked on every path: the modules, run
-    # operator by operator, would be wrong as they are. Another library's engine is
-    # always compared with this project's modules.
-    others = row.kernels == OWN or row.engine != "llama-perf"
-    if not others and (row.compile or row.capture or row.fused):
+def _needs_dequantized(prepared: PreparedRow) -> bool:
+    """Whether the operators are no reference, and the weights show their codes."""
+    row, engine = prepared.row, prepared.engine
+    # Of a scheme that is not ours the operators may be wrong themselves, and another
+    # library's engine is compared with this project's modules.
+    trusted = row.kernels != OWN and not is_config(prepared.quantization)
+    trusted &= row.engine != TRANSFORMERS
+    if trusted and (row.compile or row.capture or row.fused):
         return False
     with suppress(NotImplementedError):
         for weight in _quantized(engine):
@@ -233,7 +237,8 @@ def _reference(engine: RowEngine, observed: Observed, *, dequantized: bool) -> T
             return functional_call(block, weights, (x.float(), None, place))
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
-        wide = KVCache(model.config, **options, kind=engine.options.kv_cache)
+        options |= {"kind": engine.options.kv_cache, "window": cache.window}
+        wide = KVCache(model.config, **options)
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
@@ -309,14 +314,18 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def _damaged(engine: RowEngine) -> Iterator[None]:
+def damaged_scale(engine: RowEngine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
     weight: Any = engine.output_projection
     if is_unquantized(weight):
         # It has no scale: its first row takes the place of one.
         scale: Tensor = weight.data[0]
     else:
-        name = next(name for name in weight.tensor_data_names if "scale" in name)
+        tensors = getattr(weight, "tensor_data_names", ())
+        name = next((name for name in tensors if "scale" in name), None)
+        if name is None:
+            need = "it needs weights with a tensor whose name has 'scale'"
+            raise SpecError("inject-damage", type(weight).__name__, need)
         scale = getattr(weight, name).view(-1)[:1]
     before = scale.clone()
     scale.mul_(1000)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from llama_perf.kernels.attention import at_a_time
+from llama_perf.kernels.attention import at_a_time, window_heads, window_step
 from llama_perf.kernels.cache_codes import WIDENED
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.decode_step import sample
@@ -40,10 +40,11 @@ def cache_and_working_bytes(config: ModelConfig, row: RowSpec) -> tuple[int, int
         # It attends to its whole cache, under a mask that is made anew.
         own: Any = {"attention": "sdpa", "linear_causal_mask": True}
         eager = replace(eager, engine="llama-perf", **own)
-    layer_bytes, mask_bytes, working_bytes = _on_meta(
-        replace(config, n_layers=1), eager
-    )
-    return config.n_layers * layer_bytes + mask_bytes, working_bytes
+    layer_bytes, mask_bytes, working_bytes = _on_meta(config.of_one_layer, eager)
+    layers, size = range(config.n_layers), row.allocated_positions
+    # A mask for each window, and one for layers without any.
+    masks = len({config.cache_window(layer, size) for layer in layers})
+    return config.n_layers * layer_bytes + masks * mask_bytes, working_bytes
 
 
 @cache
@@ -110,12 +111,22 @@ def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
     tokens = min(row.prefill_chunk or PREFILL_CHUNK, max(row.fill, row.prompt_length))
     # Queries and result by heads of the cache.
     grouped = 2 * row.batch_size * config.n_heads * tokens * width * size
+    heads, end = row.batch_size * config.n_kv_heads, row.fill + row.prompt_length
+    window = config.sliding_window or 0
+    masked = 0
+    if 0 < window < end:
+        tokens = min(window_step(window), tokens)
+        spanned = min(tokens - 1 + window, end)
+        # The mask of some queries, and what the attention of a CPU makes of it.
+        masked = 5 * tokens * spanned
+        masked += heads * tokens * width * (config.n_heads // config.n_kv_heads) * size
+        heads = window_heads(heads, width, spanned)
+        piece = heads * spanned * width
+    else:
+        heads, positions = at_a_time(heads, width, tokens)
+        piece = heads * max(min(positions, end - tokens), tokens) * width
     if row.kv_cache is None:
-        return grouped
-    heads = row.batch_size * config.n_kv_heads
-    heads, positions = at_a_time(heads, width, tokens)
-    behind = row.fill + row.prompt_length - tokens
-    piece = heads * max(min(positions, behind), tokens) * width
+        return grouped + masked
     # Keys and values, and some of the values in float32; then the bits that fp8
     # is widened from, or what they are rounded to.
     rounded = size if size < 4 else 0
@@ -124,4 +135,5 @@ def inside_prefill_bytes(config: ModelConfig, row: RowSpec) -> int:
     widened = min(piece, WIDENED) * (4 + rounded)
     # The merged result, in float32, and a piece's part of it.
     queries = heads * tokens * width * (config.n_heads // config.n_kv_heads)
-    return grouped + 2 * piece * size + max(widened, queries * size) + queries * 4
+    pieces = 2 * piece * size + max(widened, queries * size) + queries * 4
+    return grouped + masked + pieces

@@ -8,8 +8,9 @@ but from torch's own generator, and of logits that tie for the last place of `to
 all may be drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import torch
@@ -100,6 +101,23 @@ class TransformersEngine:
                 f" {counted(self.cache_size, 'position')}"
             )
 
+    def fill(self, tokens: Tensor) -> None:
+        """Not built: rows that fill are refused."""
+        raise NotImplementedError(f"filling {tokens.shape[1]} positions")
+
+    def longer(self, cache_size: int) -> Self:
+        """See `RowEngine`."""
+        return type(self)(self.model, replace(self.options, cache_size=cache_size))
+
+    def read(
+        self, text: Tensor, prompt_length: int, *, lengths: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """See `RowEngine`; of no ragged batch."""
+        assert lengths is None, "it has no ragged batches"
+        yield self.prefill(text[:, :prompt_length])
+        for at in range(prompt_length, text.shape[1] - 1):
+            yield self.decode(text[:, at : at + 1], torch.tensor([at]))
+
     @torch.no_grad()
     def prefill(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """See `RowEngine`; of no ragged batch."""
@@ -116,7 +134,7 @@ class TransformersEngine:
     @torch.no_grad()
     def decode(self, token: Tensor, position: Tensor) -> Tensor:
         """See `RowEngine`: by the forward that `generate` calls for a token."""
-        module, at = self.model.module, int(position.flatten()[0])
+        module, at = self.model.module, int(position)
         positions = torch.arange(at + 1, device=token.device)
         inputs = module.prepare_inputs_for_generation(
             token.expand(-1, at + 1),

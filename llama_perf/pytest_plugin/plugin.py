@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ import pytest
 
 from llama_perf import report as reports
 from llama_perf.errors import UserError
-from llama_perf.pytest_plugin import options
+from llama_perf.pytest_plugin import closeness, options, terminal
 from llama_perf.pytest_plugin.junit import junit_properties
+from llama_perf.pytest_plugin.terminal import usage_errors
 from llama_perf.results import baselines, recording
 from llama_perf.results.disturbance import disturbance
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.baseline_patch import unfinished
-from llama_perf.run.display import Display
 from llama_perf.run.interrupts import exit_code, ignore_interrupts, interrupts, shielded
 from llama_perf.run.options import RunRequest, program
 from llama_perf.run.resume import interrupted_lines
@@ -110,8 +110,7 @@ class LlamaPerfPlugin:
         if any(node_id.endswith(f"[{row}]") for node_id in ids for row in self.rows):
             pytest.exit(
                 "rows cannot run under xdist: rows that run at once slow one another,"
-                " and pytest-benchmark then measures nothing; run tests/perf without"
-                " -n",
+                " and pytest-benchmark then measures nothing; run them without -n",
                 returncode=pytest.ExitCode.USAGE_ERROR,
             )
 
@@ -125,7 +124,7 @@ class LlamaPerfPlugin:
         self._start(session)
         ended = yield
         if self._run is not None:
-            with self._terminal():
+            with terminal.written(self._config):
                 self._offer = self._run.offer_patch()
         return ended
 
@@ -155,7 +154,10 @@ class LlamaPerfPlugin:
             from llama_perf.run.compared_run import ComparedRun
         with usage_errors():
             self._run = ComparedRun(
-                rows, self._request, named=self._named, display=self._display()
+                rows,
+                self._request,
+                named=self._named,
+                display=terminal.display(self._config),
             )
 
     @pytest.fixture
@@ -167,7 +169,7 @@ class LlamaPerfPlugin:
     def run(self, row_id: str, benchmark: Any) -> None:
         """Run a row, hand its samples to pytest-benchmark, fail where it must."""
         assert self._run is not None, "pytest_runtestloop starts the run"
-        with self._terminal():
+        with terminal.written(self._config):
             result, comparison = self._run.run_row(self.rows[row_id])
         self._properties += junit_properties(result, comparison)
         now = result.measurement
@@ -191,34 +193,6 @@ class LlamaPerfPlugin:
             pytest.fail(message, pytrace=False)
         if now is None:
             pytest.skip(message)
-
-    @property
-    def _reporter(self) -> pytest.TerminalReporter | None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        assert reporter is None or isinstance(reporter, pytest.TerminalReporter)
-        return reporter
-
-    def _display(self) -> Display:
-        """Where pytest writes, in colour where pytest does; nothing without it."""
-        reporter = self._reporter
-        if reporter is None:
-            return Display.on(sys.stdout, quiet=True)
-        return Display.on(sys.stdout, no_color=not reporter.hasmarkup)
-
-    @contextmanager
-    def _terminal(self) -> Iterator[None]:
-        """Let the block write to pytest's terminal, at the beginning of a line.
-
-        A row runs in a process of its own: nothing that it prints is captured here.
-        """
-        capture = self._config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            if self._reporter is not None:
-                writer = self._config.get_terminal_writer()
-                if writer.width_of_current_line:
-                    writer.line()
-                writer.flush()
-            yield
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -283,7 +257,7 @@ class LlamaPerfPlugin:
         self._unwritten += self._offer.problems
         if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        if self._reporter is None:
+        if terminal.reporter(self._config) is None:
             for problem in self._unwritten:
                 print(f"ERROR: {problem}", file=sys.stderr)
 
@@ -320,15 +294,6 @@ class LlamaPerfPlugin:
             terminalreporter.write(f"ERROR: {problem}\n", red=True)
 
 
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn a user's mistake into pytest's own, which is shown as one line."""
-    try:
-        yield
-    except UserError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options before pytest-benchmark acts on its own."""
@@ -339,4 +304,6 @@ def pytest_configure(config: pytest.Config) -> None:
         if any((*asked, request.inject_slowdown, request.inject_damage)):
             # Here a mistake is a usage error; during collection, a traceback.
             _ = plugin.rows
+        compared = closeness.ClosenessPlugin(config, request)
     config.pluginmanager.register(plugin, NAME)
+    config.pluginmanager.register(compared, closeness.NAME)

@@ -27,7 +27,7 @@ from llama_perf.rows.config_call import TORCHAO, ConfigCall
 from llama_perf.words import did_you_mean
 
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_CONFIG = re.compile(r"^class (\w+)\(.*\bAOBaseConfig\b", re.MULTILINE)
+CONFIG = re.compile(r"^class (\w+)\(.*\bAOBaseConfig\b", re.MULTILINE)
 # torchao's configs would set the compiler's flags for every later row of the process;
 # the engine sets them for all rows alike.
 _SETS_FLAGS = "set_inductor_config"
@@ -58,12 +58,13 @@ def _parsed(value: str) -> ast.expr:
 def _config_class(call: ConfigCall) -> Any:
     if call.module == TORCHAO:
         kind = _in_torchao(call.name, call)
-        meant = did_you_mean(call.name, _modules_of(_CONFIG))
+        meant = did_you_mean(call.name, modules_of(CONFIG))
         missing = f"{meant}torchao has no {call.name}"
     else:
         inside = vars(_imported(call))
         kind = inside.get(call.name)
         known = [name for name, value in inside.items() if _is_config(value)]
+        known = [name for name in known if inside[name] is not AOBaseConfig]
         allowed = f"allowed: {', '.join(known)}" if known else "it has no config"
         meant = did_you_mean(call.name, known)
         missing = f"{call.module} has no {call.name}; {meant}{allowed}"
@@ -72,10 +73,8 @@ def _config_class(call: ConfigCall) -> Any:
     if not _is_config(kind):
         raise _refused(call, f"{call.name} is no config, a class from AOBaseConfig")
     if kind not in transform_module._QUANTIZE_CONFIG_HANDLER:
-        reason = f"no function quantizes by {call.name}"
-        raise _refused(
-            call, f"{reason}: see torchao's register_quantize_module_handler"
-        )
+        reason = f"no function quantizes by {call.name}: torchao's"
+        raise _refused(call, f"{reason} register_quantize_module_handler adds one")
     return kind
 
 
@@ -103,7 +102,7 @@ def _in_torchao(name: str, call: ConfigCall) -> Any:
     public = vars(importlib.import_module("torchao.quantization"))
     if name in public:
         return public[name]
-    modules = _modules_of(_CLASS).get(name, ())
+    modules = modules_of(_CLASS).get(name, ())
     if len(modules) > 1:
         forms = ", ".join(f"{module}:{call.name}" for module in modules)
         reason = f"torchao has {name} in {len(modules)} modules; say which: {forms}"
@@ -112,7 +111,7 @@ def _in_torchao(name: str, call: ConfigCall) -> Any:
 
 
 @cache
-def _modules_of(pattern: re.Pattern[str]) -> dict[str, tuple[str, ...]]:
+def modules_of(pattern: re.Pattern[str]) -> dict[str, tuple[str, ...]]:
     """The modules of torchao that define a class, by its name."""
     spec = importlib.util.find_spec(TORCHAO)
     assert spec is not None, "torchao is imported"
@@ -196,7 +195,7 @@ class _Values:
         found = vars(self.home).get(node.id)
         found = _in_torchao(node.id, self.call) if found is None else found
         if found is None:
-            meant = did_you_mean(node.id, _modules_of(_CLASS))
+            meant = did_you_mean(node.id, modules_of(_CLASS))
             reason = f"nothing is called {node.id}; {meant}"
             raise _refused(self.call, reason.rstrip("; "))
         return found

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from llama_perf.errors import NotRunnable, SpecError, UserError, one_line
+from llama_perf.errors import NotRunnable, SchemeError, SpecError, UserError
 from llama_perf.llama.fused_product import FusedProduct
-from llama_perf.rows.plugins import NAME, SCHEMES, Offer, offered, usable
-from llama_perf.rows.schemes import OWN, is_built_in
+from llama_perf.quantize.scheme_faults import first_line, place_in
+from llama_perf.rows.plugins import SCHEMES, Offer, offered, usable
+from llama_perf.rows.schemes import is_built_in
 from llama_perf.rows.spec import DEVICES, check_choice
 from llama_perf.words import did_you_mean
 
@@ -72,7 +72,7 @@ class OwnScheme:
 def own_scheme(name: str) -> OwnScheme:
     """The scheme that an installed package adds under `name`.
 
-    Raises NotRunnable where none does, SpecError where two do, and UserError with the
+    Raises NotRunnable where none does, SpecError where two do, and SchemeError with the
     place in the package's code where that cannot be imported.
     """
     offer = offered(SCHEMES, name, is_built_in, field="quantization")
@@ -87,29 +87,19 @@ def own_scheme(name: str) -> OwnScheme:
 
 @cache
 def load(offer: Offer) -> OwnScheme:
-    """Import what an offer names; raises UserError with the place in its code."""
+    """Import what an offer names; raises SchemeError with the place in its code."""
     what = f"scheme {offer.name} of {offer.place}"
     try:
         found = offer.load()
     except Exception as error:  # whatever a package's code raises
-        message = one_line(f"{type(error).__name__}: {error}".partition("\n")[0])
-        where = _place(error, offer)
-        raise UserError(f"{what} cannot be imported: {message}{where}") from error
+        where = place_in(error, offer.module_package)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason += "" if where is None else f", at {where}"
+        raise SchemeError(f"{what} cannot be imported: {reason}") from error
     if not isinstance(found, OwnScheme):
         kind = type(found).__name__
         raise UserError(f"{what} is of type {kind}; give a llama_perf.OwnScheme")
     return found
-
-
-def _place(error: Exception, offer: Offer) -> str:
-    """The line of the package's code that an error came through last, or nothing."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" (at {error.filename}:{error.lineno})"
-    home = offer.home
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if home is not None and frame.filename.startswith(str(home)):
-            return f" (at {frame.filename}:{frame.lineno})"
-    return ""
 
 
 def config_for(name: str, *, device: torch.device, dtype: torch.dtype) -> AOBaseConfig:
@@ -121,17 +111,18 @@ def config_for(name: str, *, device: torch.device, dtype: torch.dtype) -> AOBase
     return scheme.config_for(device, dtype)
 
 
-def installed(name: str | None, kernels: str) -> OwnScheme | None:
-    """The scheme of a row's weights where an installed package adds it, or None."""
-    plain = name is not None and NAME.fullmatch(name)
-    return own_scheme(name) if plain and name and kernels == OWN else None
+def installed_scheme(name: str | None) -> OwnScheme | None:
+    """The scheme of that name if it is one that a package adds; raises as above."""
+    if name is None or ":" in name or is_built_in(name):
+        return None
+    return own_scheme(name)
 
 
-def rounds_activations(name: str | None, kernels: str) -> bool:
+def rounds_activations(name: str | None) -> bool:
     """Whether products with weights of this scheme may round their input to codes."""
-    if (own := installed(name, kernels)) is not None:
+    if (own := installed_scheme(name)) is not None:
         return own.rounds_activations
     scheme = name or ""
-    # Whether a config that a row spells out rounds activations is not known.
+    # Of a config of the user's own that is not known.
     some = ("autoquant", "llm-int8")
     return "dq" in scheme or ":" in scheme or scheme.startswith(some)

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 from llama_perf.errors import NotRunnable
+from llama_perf.rows.config_call import ConfigCall
 from llama_perf.rows.schemes import FAMILIES, OWN, Scheme
 
 if TYPE_CHECKING:
@@ -57,14 +58,31 @@ def config_for(
         )
     import_all()
     if scheme.config is not None:
-        from llama_perf.quantize.own_configs import own_config
-
-        return own_config(scheme.config)
+        return _own_config(scheme.config)
     if scheme.family == OWN:
         from llama_perf.quantize import plugins
 
         return plugins.config_for(scheme.name, device=device, dtype=dtype)
     return _BUILDERS[scheme.family, kernels](scheme, device, dtype)
+
+
+def import_for(scheme: str) -> None:
+    """Import what has the tensors of a scheme; raises as `config_for` does."""
+    import_all()
+    parsed = Scheme.parse(scheme)
+    if parsed.config is not None:
+        _own_config(parsed.config)
+    elif parsed.family == OWN:
+        from llama_perf.quantize import plugins
+
+        plugins.own_scheme(parsed.name)
+
+
+def _own_config(config: ConfigCall) -> AOBaseConfig:
+    # It needs torchao, which is imported by now.
+    from llama_perf.quantize.own_configs import own_config
+
+    return own_config(config)
 
 
 @cache

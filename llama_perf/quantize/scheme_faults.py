@@ -9,32 +9,42 @@ import torch
 
 from llama_perf.errors import NotRunnable, SchemeError, UserError
 from llama_perf.rows.config_call import TORCHAO
-from llama_perf.rows.schemes import Scheme
+from llama_perf.rows.plugins import SCHEMES, offers
+from llama_perf.rows.schemes import Scheme, is_built_in
 
 
 @contextmanager
 def scheme_faults(name: str | None) -> Iterator[None]:
-    """Raise SchemeError for what the package of a config raises.
+    """Raise SchemeError for what the package of a scheme raises.
 
-    `name` is the scheme's. Raises NotRunnable where that package lacks another one;
-    what was raised elsewhere goes on as it is.
+    `name` is the scheme's; one of ours has no such package. Raises NotRunnable where
+    that package lacks another one; what was raised elsewhere goes on as it is.
     """
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        config = None if name is None else Scheme.parse(name).config
-        if config is None:
+        if name is None or (package := _package_of(name)) is None:
             raise
         for cause in _causes(error):
-            if (place := _place(cause, config.package)) is None:
+            if (place := place_in(cause, package)) is None:
                 continue
             line = f"{type(cause).__name__}: {first_line(cause)}, at {place}"
-            if _lacks_package(cause, config.package):
+            if _lacks_package(cause, package):
                 raise NotRunnable(line) from error
             raise SchemeError(line) from error
         raise
+
+
+def _package_of(name: str) -> str | None:
+    """The package whose code a scheme runs; None of one that is built in."""
+    if ":" in name:
+        config = Scheme.parse(name).config
+        return None if config is None else config.package
+    found = (offer for offer in offers(SCHEMES) if offer.name == name)
+    offer = None if is_built_in(name) else next(found, None)
+    return None if offer is None else offer.module_package
 
 
 def first_line(error: BaseException) -> str:
@@ -53,7 +63,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _place(error: BaseException, package: str) -> str | None:
+def place_in(error: BaseException, package: str) -> str | None:
     """The last line of the package's code that was running, None without one."""
     place = None
     for frame, line in traceback.walk_tb(error.__traceback__):

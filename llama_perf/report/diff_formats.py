@@ -129,7 +129,7 @@ def as_jsonl(diff: Diff) -> str:
 
 
 @report_format(
-    "html", ".html", of=Diff, has_columns=True, needs=("altair", "jinja2", "vl_convert")
+    "html", ".html", of=Diff, has_columns=True, needs=("altair", "vl_convert")
 )
 def as_html(diff: Diff, layout: Layout = ALL) -> str:
     """The comparison as one page that needs no network."""

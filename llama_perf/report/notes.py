@@ -10,6 +10,7 @@ from llama_perf.report.columns import DISTURBED, outcome
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
+from llama_perf.rows.schemes import is_config
 from llama_perf.words import counted
 
 _LOST = {Verdict.SLOWER, Verdict.LARGER, Verdict.WORSE, Verdict.UNDECIDED}
@@ -95,8 +96,12 @@ def notes(report: Report) -> Iterator[str]:
             yield f"disturbed ({DISTURBED}): {result.id}: {words}"
     yield from closeness_notes(report.comparisons)
     for result in report.results:
-        if result.row.name is not None:
-            yield f"row {result.row.name}: {result.id}"
+        if result.row.title is not None:
+            yield f"row {result.row.title}: {result.id}"
+    rows = [result.row for result in report.results]
+    configs = [row for row in rows if is_config(row.quantization)]
+    for scheme in dict.fromkeys(f"{row.scheme}: {row.quantization}" for row in configs):
+        yield f"scheme {scheme}"
     yield from chain(*starmap(_notes_on_row, measured))
     yield from chain(*starmap(_notes_on_gpu, measured))
     yield from sorted(set(map(_gpu_problem, figures)) - {""})

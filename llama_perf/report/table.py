@@ -80,10 +80,10 @@ def row_names(rows: Sequence[RowSpec]) -> tuple[list[str], str]:
     That is a row's own name, or else the part of its id in which the rows differ.
     """
     short, common = short_names([row.id for row in rows])
-    names = [row.name or name for row, name in zip(rows, short, strict=True)]
+    names = [row.title or name for row, name in zip(rows, short, strict=True)]
     if len(set(names)) < len(names):
         # A name is what is left of another row's id.
-        names, common = [row.name or row.id for row in rows], ""
+        names, common = [row.title or row.id for row in rows], ""
     return names, common
 
 

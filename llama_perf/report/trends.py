@@ -89,7 +89,7 @@ def _flat_lines(trends: Trends) -> Iterator[dict[str, object]]:
             yield {"device_key": trend.device_key, **flat}
 
 
-@report_format("html", ".html", of=Trends, needs=("jinja2", "vl_convert"))
+@report_format("html", ".html", of=Trends, needs=("vl_convert",))
 def as_html(trends: Trends) -> str:
     """A page: a table of the rows, and a chart for each."""
     from llama_perf.report.html.trends import as_page

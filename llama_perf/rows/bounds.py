@@ -60,6 +60,12 @@ def check_bounds(field: str, value: float | None) -> None:
         raise SpecError(field, value, bounds.allowed)
 
 
+def check_sampling(*, temperature: float, top_k: int | None) -> None:
+    """Raise SpecError unless tokens can be sampled with these values."""
+    check_bounds("top_k", top_k)
+    check_bounds("temperature", temperature)
+
+
 def check_model_name(name: str) -> None:
     """Raise SpecError unless a model can have this name in an id and in a path."""
     hidden = {"Cc", "Cs", "Zl", "Zp"}

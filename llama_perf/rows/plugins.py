@@ -43,12 +43,17 @@ class Offer:
         return self.entry_point.load()
 
     @property
+    def module_package(self) -> str:
+        """The package that is imported."""
+        return self.entry_point.module.partition(".")[0]
+
+    @property
     def home(self) -> Path | None:
         """The package's outermost folder, or its only module; None without one.
 
         Found without importing it.
         """
-        spec = find_spec(self.entry_point.module.partition(".")[0])
+        spec = find_spec(self.module_package)
         if spec is None:
             return None
         if spec.submodule_search_locations:

@@ -21,8 +21,6 @@ AUTOQUANT = {
     "autoquant-int4": (UNQUANTIZED, "int8wo", "int8dq", "int4wo-64-hqq"),
 }
 """The schemes from which each autoquant chooses."""
-OWN = "own"
-"""The family and the kernels of a scheme that is the user's own."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
 _BITSANDBYTES = ("bitsandbytes",)
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -42,8 +40,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
 OWN = "own"
-"""The family of every config of torchao's or of a user's package, and the kernels of
-the latter."""
+"""The family of every config of torchao's or of a user's package, and of the schemes
+that installed packages add; and the kernels of all but torchao's."""
 
 # Families whose names have parameters; the name of any other is the scheme's.
 _WITH_GROUPS = ("int4wo", "uintx")
@@ -61,6 +59,11 @@ _NAMES = (
 )
 
 _GROUPED = re.compile(r"(?:int4wo|uintx-([1-9]\d*))-([1-9]\d*)(-hqq)?")
+
+
+def is_config(name: object) -> bool:
+    """Whether a scheme's name is the call of a config."""
+    return isinstance(name, str) and ":" in name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +107,7 @@ class Scheme:
         """
         if name in _WITHOUT_GROUPS:
             return cls(name=name, family=name)
-        if isinstance(name, str) and ":" in name:
+        if is_config(name):
             config = parse_call(name, field)
             return cls(name=config.text, family=OWN, config=config)
         match = _GROUPED.fullmatch(name) if isinstance(name, str) else None

@@ -170,6 +170,17 @@ def _matches(row: RowSpec, glob: str) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in names)
 
 
+def quantized(rows: Sequence[RowSpec]) -> list[RowSpec]:
+    """The rows of which anything is quantized; raises UserError where none is."""
+    found = [row for row in rows if row.is_quantized]
+    if not found:
+        raise UserError(
+            f"row: of {counted(len(rows), 'selected row')} none is quantized, so there"
+            " is nothing to compare; choose others by --set, --rows or --row"
+        )
+    return found
+
+
 def shard(rows: Sequence[RowSpec], text: str) -> list[RowSpec]:
     """The part "I/N" of some rows: every N-th from the I-th on; raises SpecError."""
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)

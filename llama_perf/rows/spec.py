@@ -13,7 +13,14 @@ from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.modules import ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, OWN, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import (
+    AUTOQUANT,
+    FAMILIES,
+    OWN,
+    UNQUANTIZED,
+    Scheme,
+    is_config,
+)
 from llama_perf.rows.transformers_fields import TRANSFORMERS, check_fields
 from llama_perf.strict_json import record
 from llama_perf.words import counted
@@ -21,7 +28,6 @@ from llama_perf.words import counted
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
 KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
-ENGINES = ("llama-perf", TRANSFORMERS)
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 PERSISTENT = "persistent"
@@ -112,7 +118,7 @@ class RowSpec:
             need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
-        check_choice("engine", self.engine, ENGINES)
+        check_choice("engine", self.engine, ("llama-perf", TRANSFORMERS))
         if self.modules is not None and self.quantization is None:
             need = "an unquantized row quantizes no modules"
             raise SpecError("modules", self.modules, need)
@@ -166,7 +172,7 @@ class RowSpec:
             )
 
     def _set_scheme(self, scheme: Scheme) -> None:
-        """Write a config in its one way, and set its kernels; raises SpecError."""
+        """Set the kernels of a user's scheme; write a config in its one way."""
         if scheme.family != OWN:
             return
         object.__setattr__(self, "quantization", scheme.name)
@@ -175,7 +181,7 @@ class RowSpec:
             need = f"leave it out: it is {kernels!r} for this scheme"
             raise SpecError("kernels", self.kernels, need)
         object.__setattr__(self, "kernels", kernels)
-        if scheme.config and self.name in (UNQUANTIZED, *FAMILIES):
+        if self.names_scheme and self.name in (UNQUANTIZED, *FAMILIES):
             need = "it is another scheme's, and here the name is the scheme's in the id"
             raise SpecError("name", self.name, need)
 
@@ -188,7 +194,7 @@ class RowSpec:
         if self.quantization is None:
             return UNQUANTIZED
         named = self.name if self.names_scheme else None
-        return named or Scheme.parse(self.quantization).token
+        return named or Scheme.parse(self.quantization, kernels=self.kernels).token
 
     @property
     def title(self) -> str | None:
@@ -198,7 +204,7 @@ class RowSpec:
     @property
     def names_scheme(self) -> bool:
         """Whether the name is its config's, and part of the id, and not the row's."""
-        return self.name is not None and ":" in (self.quantization or "")
+        return self.name is not None and is_config(self.quantization)
 
     @property
     def positions(self) -> int:
@@ -290,12 +296,6 @@ class RowSpec:
 def _hash(work: dict[str, Any]) -> str:
     text = json.dumps(work, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_sampling(*, temperature: float, top_k: int | None) -> None:
-    """Raise SpecError unless tokens can be sampled with these values."""
-    check_bounds("top_k", top_k)
-    check_bounds("temperature", temperature)
 
 
 def cache_kind(quantization: bool | str) -> str | None:

@@ -33,7 +33,7 @@ from llama_perf.results.run import (
 )
 from llama_perf.rows.selection import every_row
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run import baseline_patch, worker
+from llama_perf.run import baseline_patch
 from llama_perf.run.baseline_patch import Offer
 from llama_perf.run.confirmation import blame, confirm, rows_by_pairs
 from llama_perf.run.display import Display, Running
@@ -41,6 +41,7 @@ from llama_perf.run.lock import locked
 from llama_perf.run.options import OPTIONS, RunRequest
 from llama_perf.run.results_file import ResultsFile
 from llama_perf.run.revision import resolve
+from llama_perf.run.row_worker import RowWorker
 from llama_perf.run.session import Session
 from llama_perf.run.time_left import Task, expected_s, stored_s
 from llama_perf.run.worker_protocol import NOTE
@@ -80,13 +81,13 @@ class ComparedRun:
         session = Session(self._devices, options=request)
         environment = session.environment
         self._to_take_over = _finished_rows(rows, request, environment)
-        self._worker: worker.Worker | None = None
+        self._worker = RowWorker(request, self._devices)
         self._ended: dict[str, tuple[RowResult, Comparison]] = {}
         with ExitStack() as stack:
             lock = locked(session.device, wait=request.wait, notify=display.note)
             stack.enter_context(lock)
             baseline_patch.remove_older(request)
-            stack.callback(self._end_worker)
+            stack.callback(self._worker.end)
             for note in machine_notes(session.device):
                 display.note(f"note: {note}")
             self._published = baselines.reference(request.baselines)
@@ -133,7 +134,7 @@ class ComparedRun:
                 status = Status.NOT_RUN
                 result = RowResult(id=row.id, row=row, status=status, reason=reason)
             if result is None:
-                result = self._measured(row, running)
+                result = self._worker.run(row, running.step)
             comparison = self.add(result, running=running)
             figures, verdict, style = shown(result, comparison)
             running.end(
@@ -143,24 +144,6 @@ class ComparedRun:
                 counted=not taken_over and result.status is not Status.NOT_RUN,
             )
         return result, comparison
-
-    def _measured(self, row: RowSpec, running: Running) -> RowResult:
-        options = self._request
-        if self._worker is None:
-            self._worker = worker.Worker(options=options, devices=self._devices)
-        result = self._worker.run(row, running.step).result
-        # A row that raised may have broken CUDA for the next one. An error that a
-        # library is known to raise ends as NOT_RUN.
-        known = result.status is Status.NOT_RUN and row.upstream_issue is not None
-        if options.isolate == "row" or known or result.status is Status.INVALID:
-            self._end_worker()
-        return result
-
-    def _end_worker(self) -> None:
-        # An interrupt may come meanwhile, and it is closed once all the same.
-        ending, self._worker = self._worker, None
-        if ending is not None:
-            ending.close()
 
     def _beyond_budget(self, task: Task) -> str | None:
         """Why a row cannot finish within the time budget; None where it can."""
@@ -202,12 +185,14 @@ class ComparedRun:
         is_worse = comparison.verdict in {Verdict.SLOWER, Verdict.LARGER}
         is_final = confirmation is not None or not comparison.doubtful
         confirms = options.base is not None and not options.no_confirm
+        # A revision that knows no closeness may have to confirm.
+        confirming = replace(options, closeness=False)
         if is_worse and is_final and confirms:
-            self._end_worker()
+            self._worker.end()
             text = f"it is {comparison.verdict.value}; pairs with {options.base} say"
             running.step(f"{NOTE}{text} whether {options.base} is so already")
             comparison = blame(
-                result.row, comparison, options=options, progress=running.step
+                result.row, comparison, options=confirming, progress=running.step
             )
         if comparison.verdict is Verdict.WORSE and is_final and options.base:
             unknown = f"pairs with {options.base} measure no closeness"
@@ -226,7 +211,7 @@ class ComparedRun:
         assert self._baseline is not None, "a row is doubtful by its baseline"
         # Memory is compared with no other row's.
         other = self._unquantized(result.row) if comparison.suspicious else None
-        self._end_worker()
+        self._worker.end()
         what = "looks larger; fresh processes decide"
         if comparison.suspicious:
             what = "may be slower; pairs or fresh processes decide"
@@ -237,7 +222,7 @@ class ComparedRun:
             comparison,
             self._baseline,
             unquantized=None if other is None else other.row,
-            options=options,
+            options=confirming,
             progress=running.step,
         )
         return self.add(result, confirmation, running=running)
@@ -281,7 +266,7 @@ class ComparedRun:
 
     def offer_patch(self) -> Offer:
         """Measure and write what `--baseline-patch` asks for, after the last row."""
-        self._end_worker()
+        self._worker.end()
         return baseline_patch.offer(self.report, self._request, self._display)
 
     def missing_baselines(self) -> list[str]:
@@ -307,6 +292,7 @@ _OF_COMPARING = (
 
 def _check_comparing(request: RunRequest) -> None:
     """Raise UserError where an option is set that only a comparison would use."""
+    request.check_text()
     for name in _OF_COMPARING:
         option = name.replace("_", "-")
         is_set = getattr(request, name) != OPTIONS[f"--{option}"]["default"]

@@ -54,7 +54,11 @@ def in_fresh_processes(
         ]
     )
     for number in numbers:
-        asked = replace(options, cold_compile=number == 1)
+        # A closeness is the same in every process.
+        first_time = number == 1
+        asked = replace(
+            options, cold_compile=first_time, closeness=options.closeness and first_time
+        )
         for row in list(runnable):
             with display.next() as running:
                 ended = worker.run_in_process(

@@ -42,3 +42,7 @@ FINITE = Number(float, "a finite number")
 SECONDS = Number(
     float, "a number of seconds above 0", lambda seconds: 0 < seconds < math.inf
 )
+TEXT_TOKENS = Number(
+    int, "a whole number, 32 to 8192", lambda count: 32 <= count <= 8192
+)
+"""Fewer tokens of a text say little; logits of more take gigabytes."""

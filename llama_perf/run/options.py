@@ -18,14 +18,14 @@ from typing import Any
 
 from llama_perf import report as reports
 from llama_perf.errors import SpecError, UserError, WriteError
-from llama_perf.files import is_absent, write_atomically
+from llama_perf.files import is_absent, read_prose, write_atomically
 from llama_perf.report.columns import NAMES, in_files, parse
 from llama_perf.results.baselines import baselines_folder
 from llama_perf.results.run import Report
 from llama_perf.rows import selection
 from llama_perf.rows.limit_overrides import ProjectLimits
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.numbers import SECONDS
+from llama_perf.run.numbers import SECONDS, TEXT_TOKENS
 from llama_perf.words import shown
 
 _FAIL_OR_REPORT: dict[str, Any] = {"choices": ("fail", "report"), "default": "fail"}
@@ -170,6 +170,19 @@ class RunRequest:
         "compile each row anew, without code that was compiled before: its time to"
         " compile is then measured"
     )
+    closeness: bool = _flag(
+        "also compare each quantized row with its unquantized twin over a text: dB,"
+        " Kullback-Leibler divergence, perplexity, greedy tokens"
+    )
+    text: Path | None = _option(
+        "for closeness: the text that is read, UTF-8 (default: a built-in one)", "FILE"
+    )
+    tokens: int | None = _option(
+        "for closeness: how many tokens of the text are read (default: 256, or as many"
+        " as it has)",
+        "N",
+        type=TEXT_TOKENS,
+    )
     print_results: bool = False
     results_named: bool = True
     limits: ProjectLimits = ()
@@ -180,6 +193,11 @@ class RunRequest:
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(name, seconds, f"allowed: {SECONDS.allowed}")
         parse(self.columns)
+        if self.text is not None:
+            try:
+                read_prose(self.text, error=UserError)
+            except UserError as error:
+                raise UserError(f"text: {error}") from None
         if self.checkpoints is not None and not os.path.isdir(self.checkpoints):
             absent = is_absent(self.checkpoints)
             problem = "no such folder" if absent else "give a folder"
@@ -238,6 +256,12 @@ class RunRequest:
         """Whether one of the row's scales is damaged; False for almost every row."""
         return any(fnmatch.fnmatchcase(row_id, glob) for glob in self.inject_damage)
 
+    def check_text(self) -> None:
+        """Raise UserError where a text is named and no closeness is measured."""
+        for name in ("text", "tokens"):
+            if getattr(self, name) is not None and not self.closeness:
+                raise UserError(f"{name}: it belongs to --closeness: add that")
+
     def write_reports(self, results: Report) -> list[str]:
         """Write the report of `results` to each of its files.
 
@@ -262,10 +286,14 @@ class RunRequest:
             "--checkpoints": self.checkpoints,
             "--baselines": baselines,
             "--base": self.base,
+            "--text": self.text,
+            "--tokens": self.tokens,
         }
         pairs = [(name, str(value)) for name, value in options.items() if value]
         for glob, share in self.inject_slowdown:
             pairs.append(("--inject-slowdown", f"{glob}={share * 100:g}"))
+        if self.closeness:
+            words = (*words, "--closeness")
         return [*program("llama-perf"), *words, *chain.from_iterable(pairs)]
 
 

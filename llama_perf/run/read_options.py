@@ -91,6 +91,7 @@ def read_request(
         "results",
         "baseline_patch",
         "markdown",
+        "text",
     ):
         if values[name] is not None:
             values[name] = folder / values[name]
@@ -124,6 +125,8 @@ def read_request(
     inputs = [("a file that is read", path) for path in reads]
     if request.rows is not None:
         inputs.append(("the file of --rows", request.rows))
+    if request.text is not None:
+        inputs.append(("the file of --text", request.text))
     # Where the folder cannot be listed, whoever reads it gets the reason.
     with suppress(OSError, ValueError):
         stored = request.baselines.glob(f"*/{FILE_NAME}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama_perf.errors import WriteError
 from llama_perf.files import write_atomically
+from llama_perf.results.closeness_report import ClosenessReport
 from llama_perf.results.run import Report
 from llama_perf.strict_json import to_json
 
@@ -20,7 +21,7 @@ class ResultsFile:
         self.problem: str | None = None
         """Why the file lacks the last results, None where it has them."""
 
-    def write(self, report: Report) -> None:
+    def write(self, report: Report | ClosenessReport) -> None:
         """Write all results so far."""
         if self.path is None:
             return

@@ -6,9 +6,10 @@ other processes, and no baseline.
 
 import gc
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,8 @@ from llama_perf.files import check_temporary_folder
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import compiler_settings, load_compiler
 from llama_perf.llama.decode_step import InjectedSteps
+from llama_perf.measure.closeness import measure_closeness
+from llama_perf.measure.closeness_text import text_of
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.predict import predict
@@ -33,9 +36,10 @@ from llama_perf.measure.timing import (
     measure_row,
     time_row,
 )
-from llama_perf.measure.value_check import warm_up_row
+from llama_perf.measure.value_check import damaged_scale, warm_up_row
 from llama_perf.quantize.scheme_faults import first_line, scheme_faults
-from llama_perf.results.measurement import Measurement
+from llama_perf.results.closeness_report import ClosenessResult
+from llama_perf.results.measurement import Closeness, Measurement
 from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
@@ -78,6 +82,27 @@ class Session:
         if isinstance(ended, RowResult):
             return ended
         return RowResult(id=row.id, row=row, status=Status.MEASURED, measurement=ended)
+
+    def closeness(
+        self,
+        row: RowSpec,
+        *,
+        text: Path | None = None,
+        tokens: int | None = None,
+        progress: Progress = lambda _text: None,
+    ) -> ClosenessResult:
+        """Compare a row with its unquantized twin over `tokens` of the file `text`.
+
+        Without a file it is the built-in text. A row that breaks is a result as well.
+        """
+        self.forget()
+        self._quantized = None
+        result = ClosenessResult(id=row.id, row=row, status=Status.MEASURED)
+        ended = _attempt(row, lambda: self._closeness(row, text, tokens, progress))
+        if isinstance(ended, RowResult):
+            return replace(result, status=ended.status, reason=ended.reason)
+        weights, closeness = ended
+        return replace(result, weights=weights, closeness=closeness)
 
     def load(self, row: RowSpec) -> RowResult | tuple[int, ...]:
         """Load what a row needs and later rows share."""
@@ -163,6 +188,39 @@ class Session:
         finally:
             gc.enable()
         return ()
+
+    def _closeness(
+        self, row: RowSpec, text: Path | None, tokens: int | None, progress: Progress
+    ) -> tuple[str, Closeness]:
+        device = check_device(row.device)
+
+        def notify(line: str) -> None:
+            progress(f"{NOTE}{line}")
+
+        with compiler_settings(used=row.compile):
+            progress("building")
+            self._load(row, device)
+            prepared = prepare_row(
+                row, opened=self._opened, notify=notify, progress=progress
+            )
+            reader, _ = self._opened(
+                row.model, dtype=parse_dtype(row.dtype), device=device
+            )
+            read = text_of(
+                self._opened.tokenizer(),
+                reader.config.vocab_size,
+                file=text,
+                tokens=tokens,
+            )
+            is_damaged = self.options.damaged(row.id)
+            engine, told = prepared.engine, {"progress": progress, "notify": notify}
+            try:
+                with damaged_scale(engine) if is_damaged else nullcontext():
+                    compared = measure_closeness(prepared, reader, read, **told)
+                return prepared.weights, compared
+            finally:
+                del prepared, engine
+                device_of(device).release_memory()
 
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)

@@ -15,21 +15,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from llama_perf.files import CHECKOUT, cache_folder
+from llama_perf.files import CHECKOUT
+from llama_perf.results.closeness_report import ClosenessResult, joined
 from llama_perf.results.run import RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors
 from llama_perf.run.options import RunRequest
 from llama_perf.run.output_tail import tail
+from llama_perf.run.worker_process import worker_command, worker_environment
 from llama_perf.run.worker_protocol import (
     KEEPS_ROWS,
+    NOTE,
     READY,
     Action,
     RowEnded,
@@ -44,16 +47,11 @@ PYTHON = Path(sys.executable)
 _POLL_S = 1.0
 # Time for a worker that has closed its pipe, or that gets no more tasks, to end.
 _GRACE_S = 5.0
-# By itself glibc takes a large block from the kernel, page by page, each time that its
-# heap has no hole of that size: a row of torchao was twice as fast in some processes.
-# Its cache of small blocks would keep rests between large ones, which then do not join.
-_KEEPS_FREED = (
-    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
-    ":glibc.malloc.tcache_count=0"
-)
 # Time for a worker to import torch and find its device, which a cold disk or a driver
 # makes long.
 _START_S = 300.0
+Ended = WorkerResult | ClosenessResult | tuple[int, ...]
+"""What a task ends with."""
 
 
 class Worker:
@@ -99,7 +97,7 @@ class Worker:
         return self._process.id
 
     def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
-        """Run one row in the process.
+        """Run one row in the process, and where the options say so its closeness.
 
         Where the process breaks, or takes longer than the options' `row_timeout`, the
         row is INVALID with the end of its output. The time counts from the process's
@@ -108,7 +106,13 @@ class Worker:
         """
         ended = self._ask(self._task(row), progress)
         assert isinstance(ended, WorkerResult), "an answer to an action"
-        return ended
+        is_measured = ended.result.measurement is not None
+        if not (self._options.closeness and row.is_quantized and is_measured):
+            return ended
+        compared = self.closeness(row, progress)
+        if compared.status is Status.NOT_RUN:
+            progress(f"{NOTE}{compared.reason}")
+        return replace(ended, result=joined(ended.result, compared))
 
     def load(self, row: RowSpec) -> None:
         """Load the libraries and the model's file that a row needs.
@@ -131,6 +135,25 @@ class Worker:
         """Free the row that is kept."""
         self._act(row, "forget")
 
+    def closeness(
+        self, row: RowSpec, progress: Callable[[str], None]
+    ) -> ClosenessResult:
+        """Compare a row with its unquantized twin; one that breaks is a result too."""
+        task = replace(
+            self._task(row),
+            action="closeness",
+            text=_absolute(self._options.text),
+            tokens=self._options.tokens,
+        )
+        ended = self._ask(task, progress)
+        if isinstance(ended, ClosenessResult):
+            return replace(ended, row=row)
+        assert isinstance(ended, WorkerResult), "an action that takes no samples"
+        broken = ended.result
+        return ClosenessResult(
+            id=row.id, row=row, status=broken.status, reason=broken.reason
+        )
+
     def _act(
         self,
         row: RowSpec,
@@ -140,11 +163,10 @@ class Worker:
         ended = self._ask(replace(self._task(row), action=action), progress)
         if isinstance(ended, WorkerResult):
             raise RowEnded(ended)
+        assert isinstance(ended, tuple), "an action that compares nothing"
         return ended
 
-    def _ask(
-        self, task: WorkerTask, progress: Callable[[str], None]
-    ) -> WorkerResult | tuple[int, ...]:
+    def _ask(self, task: WorkerTask, progress: Callable[[str], None]) -> Ended:
         row, output = task.row, self._output.fileno()
         try:
             ended = self._exchange(task, progress)
@@ -160,11 +182,10 @@ class Worker:
         return WorkerResult(result=result, environment=None)
 
     def _task(self, row: RowSpec) -> WorkerTask:
-        checkpoints = self._options.checkpoints
         return WorkerTask(
             row=row,
             devices=self._devices,
-            checkpoints=None if checkpoints is None else str(checkpoints.absolute()),
+            checkpoints=_absolute(self._options.checkpoints),
             slowdowns=self._options.inject_slowdown,
             damages=tuple(self._options.inject_damage),
             # Older revisions do not know it.
@@ -173,7 +194,7 @@ class Worker:
 
     def _exchange(
         self, task: WorkerTask, progress: Callable[[str], None]
-    ) -> WorkerResult | tuple[int, ...] | str:
+    ) -> Ended | str:
         """Send a task; what it ended with, or how the process ended without that."""
         limit = self._options.row_timeout or math.inf
         # Before the row is sent, since a process that has run others starts at once.
@@ -192,9 +213,9 @@ class Worker:
                     # Older revisions begin with the row's first step or its result.
                     self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
-                    return reply.done.named(task.row.name)
-                if reply.times_ns is not None:
-                    return reply.times_ns
+                    return reply.done.of_row(task.row)
+                if (ended := reply.closeness or reply.times_ns) is not None:
+                    return ended
                 if reply.progress == KEEPS_ROWS:
                     self.keeps_rows = True
                 elif reply.progress != READY:
@@ -235,15 +256,8 @@ class Worker:
             self._output.close()
 
 
-def worker_environment(devices: Collection[str]) -> dict[str, str]:
-    """The variables of a worker, also of another revision, which lies elsewhere."""
-    ours = {"LLAMA_PERF_CACHE": str(cache_folder())}
-    # OpenMP's threads would spin for milliseconds, on cores that other threads need.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        ours["GOMP_SPINCOUNT"] = "1000"
-    if "cpu" in devices and "GLIBC_TUNABLES" not in os.environ:
-        ours["GLIBC_TUNABLES"] = _KEEPS_FREED
-    return {**os.environ, **ours}
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def run_in_process(
@@ -259,26 +273,6 @@ def run_in_process(
     worker = Worker(options=options, devices=devices, package=package, python=python)
     with closing(worker):
         return worker.run(row, progress)
-
-
-def worker_command(python: Path, package: Path, replies: int) -> list[str]:
-    """The command of a worker that replies to the file descriptor `replies`.
-
-    `-P` keeps the working directory's modules out. Older revisions, which
-    `compare --base` starts, have the worker in `llama_perf/worker.py`.
-    """
-    start = f"""
-import sys
-sys.path.insert(0, {str(package)!r})
-try:
-    from llama_perf.run.worker import main
-except ModuleNotFoundError as error:
-    if error.name != "llama_perf.run.worker":
-        raise
-    from llama_perf.worker import main
-main(sys.argv[1:])
-"""
-    return [str(python), "-P", "-c", start, str(replies)]
 
 
 def main(arguments: list[str]) -> None:
@@ -309,6 +303,13 @@ def main(arguments: list[str]) -> None:
             session = Session(task.devices, options=options)
             send(WorkerReply(progress=READY))
             send(WorkerReply(progress=KEEPS_ROWS))
+        if task.action == "closeness":
+            text = None if task.text is None else Path(task.text)
+            compared = session.closeness(
+                task.row, text=text, tokens=task.tokens, progress=tell
+            )
+            send(WorkerReply(closeness=compared))
+            continue
         ended: RowResult | tuple[int, ...]
         if task.action is None:
             ended = session.run_row(task.row, progress=tell)
@@ -323,6 +324,7 @@ def main(arguments: list[str]) -> None:
             continue
         done = WorkerResult(result=ended, environment=session.environment)
         send(WorkerReply(done=done))
+    replies.close()
 
 
 def _read_tasks(tasks: queue.SimpleQueue[str | None]) -> None:

@@ -8,6 +8,7 @@ what they do not know.
 from dataclasses import replace
 from typing import Literal
 
+from llama_perf.results.closeness_report import ClosenessResult
 from llama_perf.results.run import Environment, RowResult
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import record
@@ -19,7 +20,7 @@ NOTE = "note: "
 READY = "ready"
 # What one that knows the actions says next.
 KEEPS_ROWS = "keeps rows"
-Action = Literal["load", "prepare", "sample", "forget"]
+Action = Literal["load", "prepare", "sample", "forget", "closeness"]
 
 
 @record
@@ -28,7 +29,8 @@ class WorkerTask:
 
     "load" loads what the row needs of libraries and its model's file; "prepare" builds
     the row, warms it up and keeps it; "sample" runs a generation of the row that is
-    kept; "forget" frees it. Paths are absolute. `devices` are those of
+    kept; "forget" frees it; "closeness" compares the row with its unquantized twin over
+    `tokens` of the `text`, a file. Paths are absolute. `devices` are those of
     all rows of the run; they decide its environment.
     """
 
@@ -39,16 +41,18 @@ class WorkerTask:
     damages: tuple[str, ...] = ()
     cold_compile: bool | None = None
     action: Action | None = None
+    text: str | None = None
+    tokens: int | None = None
 
     @property
     def to_send(self) -> "WorkerTask":
-        """The task without the row's name, which changes no work.
+        """The task without the row's name and limits, which change no work.
 
-        Older revisions do not know the field, nor schemes that a name is part of.
+        Older revisions do not know every limit, nor the name, nor schemes that a name
+        is part of.
         """
-        if self.row.names_scheme:
-            return self
-        return replace(self, row=replace(self.row, name=None))
+        name = self.row.name if self.row.names_scheme else None
+        return replace(self, row=replace(self.row, name=name, limits=None))
 
 
 @record
@@ -58,10 +62,10 @@ class WorkerResult:
     result: RowResult
     environment: Environment | None
 
-    def named(self, name: str | None) -> "WorkerResult":
-        """The result of a row of that name, which the worker was not told."""
-        row = replace(self.result.row, name=name)
-        return replace(self, result=replace(self.result, row=row))
+    def of_row(self, row: RowSpec) -> "WorkerResult":
+        """The result with the name and the limits that the worker was not told."""
+        whole = replace(self.result.row, name=row.name, limits=row.limits)
+        return replace(self, result=replace(self.result, row=whole))
 
 
 @record
@@ -69,12 +73,13 @@ class WorkerReply:
     """A worker's reply: its progress, or the result of its row.
 
     An action ends with `times_ns`, the nanoseconds of the samples that it took, or with
-    a result that says why it could not.
+    a result that says why it could not; "closeness" ends with that.
     """
 
     progress: str | None = None
     done: WorkerResult | None = None
     times_ns: tuple[int, ...] | None = None
+    closeness: ClosenessResult | None = None
 
 
 class RowEnded(Exception):

@@ -18,6 +18,7 @@ TABLES = {
     "redraws": ["doc_tables.closeness:REDRAWS"],
     "caches": ["doc_tables.caches:TABLE"],
     "twins": ["doc_tables.twins:TABLE"],
+    "configs": ["doc_tables.configs:TABLE"],
     "operators": ["doc_tables.operators:TABLE"],
     "tests": ["doc_tables.times_of_tests:TABLE"],
     "sizes": ["doc_tables.sizes:SIZES", "doc_tables.sizes:PEAKS"],

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
 from llama_perf.measure.predict import model_bytes
 from llama_perf.measure.prepare import predict_row
 from llama_perf.results.measurement import GB

@@ -23,9 +23,9 @@ from llama_perf.checkpoints.load import parse_dtype
 from llama_perf.kernels.triton.launch import launch_count
 from llama_perf.llama import decode_step
 from llama_perf.llama.attention import VisiblePositions
-from llama_perf.llama.config import preset
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.value_check import DECODED
 from llama_perf.quantize.apply import make_quantizer

@@ -27,6 +27,8 @@ from scripts.offline.steps import Status, Step, StepRunner
 
 # A CUDA machine has these of its own, in the builds that fit its driver.
 LEFT_OUT = re.compile(r"torch|triton|numpy|(?:nvidia|cuda)-(?!ml-py$).*")
+# It requires a client of the hub, which reading a file never imports: megabytes.
+ALONE = "tokenizers"
 # A kernel's binary and its description travel.
 KERNEL_FILES = (".cubin", ".json")
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -36,8 +38,12 @@ _LIST = "__grp__"
 
 def is_left_out(requirement: str) -> bool:
     """Whether the machine has the package of its own, or has to."""
+    return LEFT_OUT.fullmatch(_name(requirement)) is not None
+
+
+def _name(requirement: str) -> str:
     name = re.split(r"[^\w.-]", requirement)[0]
-    return LEFT_OUT.fullmatch(re.sub(r"[-_.]+", "-", name).lower()) is not None
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def root_requirements() -> list[str]:
@@ -77,7 +83,7 @@ def lacking(folder: Path, requirements: Sequence[str]) -> tuple[list[Path], list
     """The wheels of `folder` that this Python lacks, and why any requirement fails.
 
     What the machine has of its own must have the right version, but its requirements
-    are not looked at: they are the machine's business.
+    are not looked at: they are the machine's business. Nor are those of ALONE.
     """
     wheels: set[Path] = set()
     problems: list[str] = []
@@ -101,8 +107,9 @@ def lacking(folder: Path, requirements: Sequence[str]) -> tuple[list[Path], list
             path = urlparse(item["download_info"]["url"]).path
             wheels.add(Path(url2pathname(path)))
 
-    for left_out, options in ((False, ()), (True, ("--no-deps",))):
-        if lines := [line for line in requirements if is_left_out(line) == left_out]:
+    alone = {line for line in requirements if is_left_out(line) or _name(line) == ALONE}
+    for chosen, options in ((False, ()), (True, ("--no-deps",))):
+        if lines := [line for line in requirements if (line in alone) == chosen]:
             ask(lines, *options)
     return sorted(wheels), problems
 

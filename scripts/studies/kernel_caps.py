@@ -13,7 +13,7 @@ from math import ceil
 
 import torch
 
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 from scripts.doc_tables.document import Place, Table

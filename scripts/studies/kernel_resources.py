@@ -18,7 +18,8 @@ from llama_perf.kernels.triton import launch_fused as fused
 from llama_perf.kernels.triton import launch_persistent as persistent
 from llama_perf.kernels.triton.launch_attention import split_attention
 from llama_perf.llama.attention import KINDS, KVCache
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 from scripts.doc_tables.document import Place, Table
@@ -94,7 +95,7 @@ def launch_fused(
             x.unsqueeze(0),
             linear,
             counter,
-            norm=norm,
+            heads=fused.Heads(norm=norm),
             place=((angles, angles), positions),
             cache=_cache(config, 300, kind).tensors,
             peaks_in=peaks,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from llama_perf.llama.config import ModelConfig, preset
+from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.presets import preset
 from llama_perf.quantize.autoquant import timing
 from llama_perf.rows.schemes import UNQUANTIZED
 

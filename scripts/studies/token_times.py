@@ -14,7 +14,7 @@ place of a gap, and the weights of the next product arrive meanwhile.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.document import Place, Table
 from scripts.studies import kernel_caps
 from scripts.studies import kernel_resources as kernels

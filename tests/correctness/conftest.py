@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.compiler import own_cache_entries
+from llama_perf.pytest_plugin.closeness import is_asked
 from llama_perf.results.measurement import Ceiling
 from llama_perf.rows import plugins
 from llama_perf.rows.spec import RowSpec
@@ -31,6 +32,16 @@ os.environ[plugins.OFF] = "1"
 # Examples are the same in every run, and none is too slow: a neighbour's work makes an
 # example of a millisecond take a second.
 settings.load_profile("ci")
+
+
+# The one file that runs where options select rows, and only there.
+OF_ROWS = Path(__file__).parent / "closeness" / "test_rows.py"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path.suffix != ".py":
+        return None
+    return True if (collection_path == OF_ROWS) != is_asked(config) else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,8 +98,11 @@ def _one_test_at_a_time_on_the_card(request: pytest.FixtureRequest) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_compiled_code() -> Iterator[None]:
+def _own_compiled_code(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that compiles finds the code of earlier ones, of this revision only."""
+    if is_asked(request.config):
+        yield
+        return
     with own_cache_entries(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(cpp_library.folder()))
         yield
@@ -103,9 +117,17 @@ def _imported_objects_are_no_garbage() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_cache_of_our_own(
-    _own_compiled_code: None, tmp_path_factory: pytest.TempPathFactory
+    _own_compiled_code: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[None]:
-    """Nothing else of the user's is read or written: no autoquant's times, no lock."""
+    """Nothing else of the user's is read or written: no autoquant's times, no lock.
+
+    Rows that options select are the user's own.
+    """
+    if is_asked(request.config):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_PERF_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Tests in several processes do not wait for one another.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from llama_perf.checkpoints.tokenizers.templates import ChatTemplate, Message
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import Found, Tokenizer
 from llama_perf.errors import PromptError, TokenizerError
 
 __all__ = ["Message", "encode_chat", "is_chat_model"]
@@ -38,11 +38,18 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         raise PromptError("messages: there are none; allowed: one or more")
     template = tokenizer.chat_template or _default_template(tokenizer)
     # A template gives an added token its meaning by writing it.
-    written = (t for t in tokenizer.added if t in template.text and not t.isspace())
-    control = sorted({*tokenizer.special, *written}, key=len, reverse=True)
-    marks = "|".join(map(re.escape, control)) or "(?!)"
-    typed = [_mark(message, marks) for message in messages]
+    written = {t for t in tokenizer.added if t in template.text and not t.isspace()}
+    special = _any_of({*tokenizer.special})
+    marks = _any_of({*tokenizer.special, *written})
+    # An answer's added tokens, around its thoughts, are the model's own.
+    typed = [_mark(m, special if m.role == "assistant" else marks) for m in messages]
     return _encode_marked(tokenizer, template.render(typed), marks)
+
+
+def _any_of(texts: set[str]) -> str:
+    """A pattern for any of `texts`, of two that begin alike for the longer one."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or "(?!)"
 
 
 # Around special tokens that people write: Unicode keeps these two from being text.
@@ -63,13 +70,13 @@ def _encode_marked(tokenizer: Tokenizer, text: str, marks: str) -> list[int]:
     """
     # Text and marked tokens take turns; a mark alone leaves None for a token.
     first, *pieces = re.split(f"{_OPEN}({marks}){_CLOSE}|[{_OPEN}{_CLOSE}]", text)
-    ids = tokenizer.encode_part(first, special=True)
+    ids = tokenizer.encode_part(first, found="special")
     for number, piece in enumerate(pieces):
         if piece:
-            special = number % 2 == 1
-            ids += (more := _encode_inner(tokenizer, piece, special=special))
+            found: Found = "special" if number % 2 else "none"
+            ids += (more := _encode_inner(tokenizer, piece, found))
             known = {tokenizer.special.get(piece), tokenizer.added.get(piece)}
-            if not special and not known.isdisjoint(more):
+            if found == "none" and not known.isdisjoint(more):
                 raise PromptError(
                     f"prompt: {piece!r} is not allowed; the tokenizer has no other"
                     " token for it than the special one"
@@ -77,13 +84,13 @@ def _encode_marked(tokenizer: Tokenizer, text: str, marks: str) -> list[int]:
     return ids
 
 
-def _encode_inner(tokenizer: Tokenizer, piece: str, *, special: bool) -> list[int]:
+def _encode_inner(tokenizer: Tokenizer, piece: str, found: Found) -> list[int]:
     """The ids of a piece from within a text, where no space is put before it."""
-    line = tokenizer.encode_part("\n", special=special)
-    ids = tokenizer.encode_part(f"\n{piece}", special=special)
+    line = tokenizer.encode_part("\n", found="added")
+    ids = tokenizer.encode_part(f"\n{piece}", found=found)
     if ids[: len(line)] == line:
         return ids[len(line) :]
-    return tokenizer.encode_part(piece, special=special)
+    return tokenizer.encode_part(piece, found=found)
 
 
 def _default_template(tokenizer: Tokenizer) -> ChatTemplate:

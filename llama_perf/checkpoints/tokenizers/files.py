@@ -97,7 +97,7 @@ def _read(path: Path) -> Tokenizer:
     start = read_bytes(path, error=TokenizerError, most=4096)
     if start.startswith(b"GGUF"):
         return read_gguf(path)
-    if start.lstrip().startswith(b"{"):
+    if path.suffix == ".json" or start.lstrip().startswith(b"{"):
         return with_what_lies_beside(read_tokenizer_json(path), path.parent)
     if _TIKTOKEN_LINE.match(start):
         return with_what_lies_beside(_read_tiktoken(path), path.parent)
@@ -125,7 +125,7 @@ def copy_tokenizer(path: Path, folder: Path) -> None:
     """
     start = read_bytes(path, error=TokenizerError, most=4096)
     if not start.startswith(b"GGUF"):
-        is_json = start.lstrip().startswith(b"{")
+        is_json = path.suffix == ".json" or start.lstrip().startswith(b"{")
         shutil.copyfile(path, folder / _NAMES[0 if is_json else 1])
         for name in BESIDE:
             beside = path.parent / name

@@ -97,7 +97,7 @@ def read_gguf(path: Path) -> Tokenizer:
     source = f"{path}: tokenizer.ggml"
     file = from_plain(_Fields, values, source=source, error=TokenizerError)
     try:
-        tokenizer = _tokenizer(file)
+        tokenizer = _tokenizer(file, source)
     except UserError as error:
         raise TokenizerError(f"{source}: {error}") from None
     ends = {getattr(file, name) for name in _END_FIELDS} - {None}
@@ -132,7 +132,7 @@ def _chat_template(
     )
 
 
-def _tokenizer(file: _Fields) -> Tokenizer:
+def _tokenizer(file: _Fields, source: str) -> Tokenizer:
     types: Sequence[int] = file.token_type or [TokenType.NORMAL] * len(file.tokens)
     used = [
         (text, id, kind)
@@ -162,7 +162,7 @@ def _tokenizer(file: _Fields) -> Tokenizer:
         ]
     )
     bos_id = file.bos_token_id if file.add_bos else None
-    return backend_tokenizer(backend, bos_id=bos_id)
+    return backend_tokenizer(backend, bos_id=bos_id, source=source)
 
 
 def _model(file: _Fields, vocabulary: dict[str, int]) -> BPE:

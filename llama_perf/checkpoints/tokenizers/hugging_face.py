@@ -17,16 +17,20 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from llama_perf.checkpoints.tokenizers.templates import ChatTemplate
-from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer, backend_tokenizer
+from llama_perf.checkpoints.tokenizers.tokenizer import (
+    Tokenizer,
+    backend_errors,
+    backend_tokenizer,
+)
 from llama_perf.errors import TokenizerError
 from llama_perf.files import entries, is_absent, read_bytes, read_text
 from llama_perf.strict_json import from_plain, parse_json, record
 from llama_perf.words import counted, shown
 
-CONFIG = "tokenizer_config.json"
+CONFIG, OLDER_CONFIG = "tokenizer_config.json", "special_tokens_map.json"
 JINJA, MORE_JINJA = "chat_template.jinja", "additional_chat_templates"
 GENERATION = "generation_config.json"
-BESIDE = (CONFIG, "special_tokens_map.json", JINJA, MORE_JINJA, GENERATION)
+BESIDE = (CONFIG, OLDER_CONFIG, JINJA, MORE_JINJA, GENERATION)
 """What may lie beside a tokenizer's file, and says more about it."""
 
 
@@ -36,14 +40,16 @@ class _Token:
 
     content: str
     lstrip: bool = False
-    normalized: bool = True
+    normalized: bool | None = None
     rstrip: bool = False
     single_word: bool = False
     special: bool = False
 
-    def added(self, *, special: bool) -> AddedToken:
+    def added(self) -> AddedToken:
         flags = {name: getattr(self, name) for name in _FLAGS}
-        return AddedToken(self.content, special=special, **flags)
+        if self.normalized is None:
+            flags["normalized"] = not self.special
+        return AddedToken(self.content, special=self.special, **flags)
 
 
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
@@ -96,35 +102,38 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     fields = parse_json(content, source=str(path), error=TokenizerError)
     if not isinstance(fields, dict) or "model" not in fields:
         raise TokenizerError(f"{path}: the field 'model' is missing")
-    try:
+    with backend_errors(str(path)):
         backend = Backend.from_buffer(content)
-    except Exception as error:  # the package has no kind of its own
-        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
-        raise TokenizerError(
-            f"{path}: damaged, or of a version that the package `tokenizers` does not"
-            f" read: {reason}"
-        ) from None
+    # A file may hold the settings of the training, which cut and pad what is encoded.
+    backend.no_truncation()
+    backend.no_padding()
     config = _read(_Config, path.parent / CONFIG)
     names = _names(config, path.parent)
     for token in fields.get("added_tokens") or []:
         source = f"{path}: added_tokens"
         added = from_plain(_NumberedToken, token, source=source, error=TokenizerError)
         _check_id(backend, added.content, added.id, source, "the vocabulary")
-    source = f"{path.parent / CONFIG}"
-    _add_tokens(
-        backend, config.added_tokens_decoder or {}, f"{source}: added_tokens_decoder"
-    )
+    source = f"{path.parent / CONFIG}: added_tokens_decoder"
+    _add_tokens(backend, config.added_tokens_decoder or {}, source)
     for name in ("bos_token", "eos_token"):
         text = names.get(name)
         if text is not None and backend.token_to_id(text) is None:
+            file = OLDER_CONFIG if getattr(config, name) is None else CONFIG
             raise TokenizerError(
-                f"{source}: {name}: {shown(text)} is not allowed; allowed: a token of"
-                f" {path.name}"
+                f"{path.parent / file}: {name}: {shown(text)} is not allowed; allowed:"
+                f" a token of {path.name}"
             )
     _make_special(backend, set(names.values()))
-    tokenizer = backend_tokenizer(backend, bos_id=_first_id(backend, path))
+    with backend_errors(str(path)):
+        bos_id = _first_id(backend, path)
+    tokenizer = backend_tokenizer(backend, bos_id=bos_id, source=str(path))
+    if bos_id is not None and bos_id >= tokenizer.vocab_size:
+        raise TokenizerError(
+            f"{path}: post_processor: {bos_id} before a text is not allowed; allowed:"
+            f" 0 to {tokenizer.vocab_size - 1}"
+        )
     eos = names.get("eos_token")
-    ends = set() if eos is None else {tokenizer.special[eos]}
+    ends = {id for text, id in tokenizer.special.items() if text == eos}
     return replace(tokenizer, eos_ids=tokenizer.eos_ids | ends)
 
 
@@ -165,6 +174,10 @@ def _read(kind: type[Any], path: Path) -> Any:
     if not isinstance(found, dict):
         raise TokenizerError(f"{path}: {shown(found)} is not allowed; allowed: a map")
     known = {name: found[name] for name in kind.__dataclass_fields__ if name in found}
+    for value in known.values():
+        # Older files name transformers' class in each token.
+        if isinstance(value, dict):
+            value.pop("__type", None)
     return from_plain(kind, known, source=str(path), error=TokenizerError)
 
 
@@ -175,7 +188,7 @@ def _names(config: _Config, folder: Path) -> dict[str, str]:
     """
     older = _Names()
     if config.added_tokens_decoder is None:
-        older = _read(_Names, folder / "special_tokens_map.json")
+        older = _read(_Names, folder / OLDER_CONFIG)
     texts: dict[str, str] = {}
     for name in _Names.__dataclass_fields__:
         token = getattr(older, name) or getattr(config, name)
@@ -221,7 +234,7 @@ def _add_tokens(backend: Backend, tokens: Mapping[str, _Token], field: str) -> N
     """Add tokens under their ids, or give those that are there other flags."""
     known = backend.get_added_tokens_decoder()
     for id, token in tokens.items():
-        added = token.added(special=token.special)
+        added = token.added()
         if not id.isdecimal() or known.get(int(id)) != added:
             backend.add_tokens([added])
             _check_id(backend, token.content, id, field, "tokenizer.json")

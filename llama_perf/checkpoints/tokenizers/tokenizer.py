@@ -6,8 +6,9 @@ files, of models or of torch.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import sentencepiece
 import tiktoken
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel
 
 from llama_perf.checkpoints.tokenizers.templates import ChatTemplate
-from llama_perf.errors import PromptError
+from llama_perf.errors import PromptError, TokenizerError, UserError
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -30,11 +31,16 @@ BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
+Found = Literal["special", "added", "none"]
+"""Which tokens are found in a text before anything else: special ones and those that a
+model's author added, the added ones alone, or none."""
+
+
 class Encode(Protocol):
     """What a package makes of a text."""
 
-    def __call__(self, text: str, *, special: bool) -> list[int]:
-        """The ids of `text`; with `special`, of special tokens in it too."""
+    def __call__(self, text: str, *, found: Found) -> list[int]:
+        """The ids of `text`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +67,13 @@ class Tokenizer:
 
         Raises PromptError for a character that the vocabulary cannot write.
         """
-        ids = self.encode_part(text, special=False)
+        ids = self.encode_part(text, found="added")
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
-    def encode_part(self, text: str, *, special: bool) -> list[int]:
-        """The ids of a part of a text; with `special`, of special tokens in it too."""
+    def encode_part(self, text: str, *, found: Found) -> list[int]:
+        """The ids of a part of a text, in which these tokens are found."""
         # A terminal's broken UTF-8 arrives as lone surrogates, which have no bytes.
-        return self.encode_text(text.encode(errors="replace").decode(), special=special)
+        return self.encode_text(text.encode(errors="replace").decode(), found=found)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens and padding of a vocabulary have none."""
@@ -75,15 +81,19 @@ class Tokenizer:
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as they come, in parts that end in no half character."""
+        # Those since the last part, after those of the part before, on which the space
+        # before a word may depend.
         seen: list[int] = []
-        given = ""
+        given, before = "", 0
         for id in ids:
             seen.append(id)
             text = self.decode(seen)
             # An unfinished character decodes to the replacement mark.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(given) :]
-                given = text
+            if text.endswith("\N{REPLACEMENT CHARACTER}") or text == given:
+                continue
+            yield text[len(given) :]
+            seen = seen[before:]
+            given, before = self.decode(seen), len(seen)
         yield self.decode(seen)[len(given) :]
 
 
@@ -104,10 +114,10 @@ def sentencepiece_tokenizer(model: bytes) -> Tokenizer:
     marks = {processor.id_to_piece(id): id for id in pieces if processor.is_control(id)}
     between = re.compile("|".join(map(re.escape, marks)) or "(?!)")
 
-    def encode(text: str, *, special: bool) -> list[int]:
+    def encode(text: str, *, found: Found) -> list[int]:
         ids: list[int] = []
         at = 0
-        for mark in between.finditer(text) if special else ():
+        for mark in between.finditer(text) if found == "special" else ():
             ids += [*processor.encode(text[at : mark.start()]), marks[mark[0]]]
             at = mark.end()
         return [*ids, *processor.encode(text[at:])]
@@ -142,8 +152,8 @@ def tiktoken_tokenizer(
     )
     with_text = set(ranks.values())
 
-    def encode(text: str, *, special: bool) -> list[int]:
-        if special:
+    def encode(text: str, *, found: Found) -> list[int]:
+        if found == "special":
             return encoding.encode(text, allowed_special="all")
         return encoding.encode_ordinary(text)
 
@@ -157,11 +167,31 @@ def tiktoken_tokenizer(
     )
 
 
-def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
-    """A tokenizer of the `tokenizers` package, in which some tokens are special."""
-    # A file may hold the settings of the training, which cut and pad what is encoded.
-    backend.no_truncation()
-    backend.no_padding()
+@contextmanager
+def backend_errors(source: str) -> Iterator[None]:
+    """Raise TokenizerError that names `source` for what `tokenizers` raises."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise TokenizerError(
+            f"{source}: damaged, or of a version that the package `tokenizers` does not"
+            f" read: {reason}"
+        ) from None
+
+
+def backend_tokenizer(
+    backend: Backend, *, bos_id: int | None, source: str
+) -> Tokenizer:
+    """A tokenizer of the `tokenizers` package, in which some tokens are special.
+
+    `source` is named where it cannot encode a text. Raises TokenizerError.
+    """
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise TokenizerError(f"{source}: the vocabulary is empty")
     tokens = backend.get_added_tokens_decoder()
     special = {token.content: id for id, token in tokens.items() if token.special}
     lacking: set[int] = set()
@@ -169,14 +199,17 @@ def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
         missing = (c for c in BYTES if backend.token_to_id(c) is None)
         lacking = {BYTES[char] for char in missing}
 
-    def encode(text: str, *, special: bool) -> list[int]:
+    def encode(text: str, *, found: Found) -> list[int]:
         if lacking:
             _check_bytes(text, lacking)
-        backend.encode_special_tokens = not special
-        return backend.encode(text, add_special_tokens=False).ids
+        with backend_errors(source):
+            if found == "none":
+                return _encode_bare(backend, text)
+            backend.encode_special_tokens = found != "special"
+            return backend.encode(text, add_special_tokens=False).ids
 
     return Tokenizer(
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        vocab_size=max(ids) + 1,
         bos_id=bos_id,
         eos_ids=ends_of(special),
         special=special,
@@ -184,6 +217,16 @@ def backend_tokenizer(backend: Backend, *, bos_id: int | None) -> Tokenizer:
         encode_text=encode,
         decode_ids=backend.decode,
     )
+
+
+def _encode_bare(backend: Backend, text: str) -> list[int]:
+    """The ids of `text`, in which no added token is found."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = [text]
+    if backend.pre_tokenizer is not None:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
 def _check_bytes(text: str, lacking: set[int]) -> None:

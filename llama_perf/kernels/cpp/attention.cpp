@@ -71,15 +71,14 @@ void add(float weight, const Element* values, float* out, int64_t width) {
   for (; at < width; at++) out[at] += weight * value_of(values[at]);
 }
 
-// Query `query`, (D,), of one head over `length` positions; `scores` has room for them in
-// sixteens.
+// Query `query`, (D,), over `length` positions of the cache's rows from `first` on;
+// `scores` has room for them in sixteens.
 template <typename Element>
-void attend_head(const float* query, const Cache& cache, int64_t head, int64_t length,
+void attend_head(const float* query, const Cache& cache, int64_t first, int64_t length,
                  float* scores, float* out) {
-  const int64_t positions = cache.k.size(2), width = cache.k.size(3);
+  const int64_t width = cache.k.size(3);
   const auto* keys = static_cast<const Element*>(cache.k.const_data_ptr());
   const auto* values = static_cast<const Element*>(cache.v.const_data_ptr());
-  const int64_t first = head * positions;
   const float root = std::sqrt(static_cast<float>(width));
   float largest = -INFINITY;
   for (int64_t at = 0; at < length; at++) {
@@ -120,32 +119,35 @@ Attend attend_of(at::ScalarType dtype) {
 Tensor decode_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& k_scale,
                         const std::optional<Tensor>& v_scale, const Tensor&,
-                        const Tensor& filled) {
+                        const Tensor& filled, int64_t window) {
   const Tensor queries = q.to(at::kFloat).contiguous();
   Tensor out = at::empty(q.sizes(), queries.options());
   const int64_t* first = filled.const_data_ptr<int64_t>();
   std::vector<int64_t> lengths(first, first + filled.size(0));
   if (lengths.size() == 1) lengths.resize(q.size(0), lengths[0]);
   attend(queries.const_data_ptr<float>(), q.size(2), {k, v, k_scale, v_scale}, lengths,
-         out.mutable_data_ptr<float>());
+         window, out.mutable_data_ptr<float>());
   return out.to(q.scalar_type());
 }
 
 }  // namespace
 
 void attend(const float* queries, int64_t query_heads, const Cache& cache,
-            const std::vector<int64_t>& lengths, float* out) {
+            const std::vector<int64_t>& lengths, int64_t window, float* out) {
   const int64_t heads = cache.k.size(1), width = cache.k.size(3);
+  const int64_t positions = cache.k.size(2), most = window ? window : positions;
   const int64_t groups = query_heads / heads, rows = lengths.size();
   const int64_t tokens = rows / cache.k.size(0);
   const Attend attend = attend_of(cache.k.scalar_type());
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const int64_t longest = std::min(most, *std::max_element(lengths.begin(), lengths.end()));
   const bool alone = rows * heads * longest * width < kAlone;
   Threads::run(rows * heads, alone ? 1 : at::get_num_threads(), [&](int64_t at) {
     const int64_t row = at / heads, head = row / tokens * heads + at % heads;
-    std::vector<float> scores(in_lanes(lengths[row]));
+    const int64_t length = std::min(most, lengths[row]);
+    const int64_t first = head * positions + lengths[row] - length;
+    std::vector<float> scores(in_lanes(length));
     for (int64_t query = at * groups; query < (at + 1) * groups; query++)
-      attend(queries + query * width, cache, head, lengths[row], scores.data(),
+      attend(queries + query * width, cache, first, length, scores.data(),
              out + query * width);
   });
 }

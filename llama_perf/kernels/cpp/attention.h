@@ -26,8 +26,8 @@ struct Cache {
 };
 
 // Queries and the result are (B * T, query heads, D); row r attends to the first
-// `lengths[r]` positions of sequence r / T.
+// `lengths[r]` positions of sequence r / T, to the last `window` of them if that is not 0.
 void attend(const float* queries, int64_t query_heads, const Cache& cache,
-            const std::vector<int64_t>& lengths, float* out);
+            const std::vector<int64_t>& lengths, int64_t window, float* out);
 
 }  // namespace llama_perf

@@ -44,6 +44,36 @@ Values normed(const Values& x, const float* weight, int64_t dim, float eps) {
   return out;
 }
 
+// Biases and norms of heads, float32, in this order; one that is not there is empty. A
+// layer without any has none of them.
+enum { kQkvBias, kOutputBias, kGateBias, kUpBias, kDownBias, kQueryNorm, kKeyNorm };
+
+struct Extra {
+  at::TensorList tensors;
+
+  const float* of(int64_t index) const {
+    const bool there = !tensors.empty() && tensors[index].numel() > 0;
+    return there ? tensors[index].const_data_ptr<float>() : nullptr;
+  }
+};
+
+// Adds a bias to each of the rows of `width` values; null is none.
+void add_bias(Values& rows, const float* bias, int64_t width) {
+  if (!bias) return;
+  for (size_t first = 0; first + width <= rows.size(); first += width)
+    for (int64_t at = 0; at < width; at++) rows[first + at] += bias[at];
+}
+
+// Normalizes some heads in place; a null weight is no norm.
+void norm_heads(float* heads, int64_t count, int64_t width, const float* weight,
+                float eps) {
+  if (!weight) return;
+  for (float* head = heads; head < heads + count * width; head += width) {
+    const float scale = 1 / std::sqrt(dot(head, head, width) / width + eps);
+    for (int64_t at = 0; at < width; at++) head[at] *= scale * weight[at];
+  }
+}
+
 // Rotates the pairs (2i, 2i + 1) of some heads in place.
 void rotate(float* heads, int64_t count, int64_t width, const float* cos, const float* sin) {
   for (float* pair = heads; pair < heads + count * width; pair += width)
@@ -71,7 +101,7 @@ void add(Values& x, const Values& y) {
 // See kernels/layer.py.
 void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors,
                   at::TensorList rotary, const Tensor& positions, at::IntArrayRef numbers,
-                  double eps) {
+                  double eps, at::TensorList extra, int64_t window) {
   const int64_t batch = x.size(0), length = x.size(1), dim = x.size(2);
   const int64_t tokens = batch * length;
   const Layer layer{tensors, numbers};
@@ -87,8 +117,12 @@ void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors
   Values qkv(tokens * wqkv.rows()), queries(tokens * wo.columns());
   run({product_of(wqkv, normal.data(), tokens, qkv.data())});
 
-  const float* cos = rotary[0].const_data_ptr<float>();
-  const float* sin = rotary[1].const_data_ptr<float>();
+  const Extra vectors{extra};
+  add_bias(qkv, vectors.of(kQkvBias), wqkv.rows());
+
+  const bool rotates = !rotary.empty();
+  const float* cos = rotates ? rotary[0].const_data_ptr<float>() : nullptr;
+  const float* sin = rotates ? rotary[1].const_data_ptr<float>() : nullptr;
   const int64_t* at = positions.const_data_ptr<int64_t>();
   // Sequences at the same positions have one row of each for all.
   const int64_t rows = positions.numel();
@@ -97,23 +131,29 @@ void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors
     const int64_t row = token % rows, angle = row * (width / 2);
     float* q = &qkv[token * wqkv.rows()];
     float* k = q + heads * width;
-    rotate(q, heads + kv_heads, width, cos + angle, sin + angle);
+    norm_heads(q, heads, width, vectors.of(kQueryNorm), eps);
+    norm_heads(k, kv_heads, width, vectors.of(kKeyNorm), eps);
+    if (rotates) rotate(q, heads + kv_heads, width, cos + angle, sin + angle);
     std::copy(q, k, &queries[token * wo.columns()]);
     store(cache, token / length, at[row], k, k + kv_heads * width);
     lengths[token] = at[row] + 1;
   }
 
   Values attended(queries.size()), added(hidden.size());
-  attend(queries.data(), heads, cache, lengths, attended.data());
+  attend(queries.data(), heads, cache, lengths, window, attended.data());
   run({product_of(wo, attended.data(), tokens, added.data())});
+  add_bias(added, vectors.of(kOutputBias), dim);
   add(hidden, added);
 
   normal = normed(hidden, layer.norm(1), dim, eps);
   Values gated(in_lanes(tokens * gate.rows())), upward(gated.size());
   run({product_of(gate, normal.data(), tokens, gated.data()),
        product_of(up, normal.data(), tokens, upward.data())});
+  add_bias(gated, vectors.of(kGateBias), gate.rows());
+  add_bias(upward, vectors.of(kUpBias), up.rows());
   activate(gated, upward);
   run({product_of(down, gated.data(), tokens, added.data())});
+  add_bias(added, vectors.of(kDownBias), dim);
   add(hidden, added);
   put(hidden, x);
 }

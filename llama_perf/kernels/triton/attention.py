@@ -68,10 +68,11 @@ def attend_block(
     """Queries (B, HEADS, GROUP, D) over caches (B, HEADS, S, D) to out.
 
     HOW is `launch_attention.Attention`. Of one of `heads` = B * HEADS, one of `splits`
-    >= SPLITS stretches. `filled` is int64 (B,), or (1,) unless RAGGED; `parts` float32
-    (B * HEADS, SPLITS, GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). `next_weight`
-    has LINES lines of 128 bytes that the next product reads: programs without a stretch
-    bring them into the second-level cache. The largest |out| of each sequence goes to
+    >= SPLITS stretches. The last WINDOW positions are visible, all if that is 0.
+    `filled` is int64 (B,), or (1,) unless RAGGED; `parts` are float32 (B * HEADS,
+    SPLITS, GROUP, D), `sums` (2, B * HEADS, SPLITS, GROUP). `next_weight` has LINES
+    lines of 128 bytes that the next product reads: programs without a stretch bring
+    them into the second-level cache. The largest |out| of each sequence goes to
     `peaks_out`, unless that is None: bits of float32, int32 (B,) of zeros. With
     DEPENDENT q is waited for, as `wait_for_input` says; nothing else is that a phase in
     front of this one writes.
@@ -93,12 +94,18 @@ def attend_block(
     TOGETHER: tl.constexpr = HOW.TOGETHER
     LINES: tl.constexpr = HOW.LINES
     RAGGED: tl.constexpr = HOW.RAGGED
+    WINDOW: tl.constexpr = HOW.WINDOW
     if DEPENDENT and ready is None:
         gdc_launch_dependents()
         wait_for_input(ready, 0)
     sequence = head // HEADS if RAGGED else 0
     length = tl.load(filled + sequence).to(tl.int32)
     blocks = (length + BLOCK - 1) // BLOCK
+    if WINDOW > 0:
+        # Of the blocks those in front of the window are left out.
+        start = tl.maximum(length - WINDOW, 0)
+        start_block = start // BLOCK
+        blocks -= start_block
     blocks_per_split = (blocks + SPLITS - 1) // SPLITS
     active = (blocks + blocks_per_split - 1) // blocks_per_split
     if LINES > 0 and split >= active:
@@ -124,7 +131,11 @@ def attend_block(
         steps = tl.minimum(blocks_per_split, blocks - first)
         for step in tl.range(STEPS if STEPS > 0 else steps, num_stages=STAGES):
             n = (first + step) * BLOCK + tl.arange(0, BLOCK)
+            if WINDOW > 0:
+                n += start_block * BLOCK
             inside = (n < length) & (step < steps)
+            if WINDOW > 0:
+                inside &= n >= start
             mask = inside[:, None] & (d < D)
             place = (cache + n)[:, None] * D + d
             k = cached_values(k_cache + place, mask, KIND, DTYPE)

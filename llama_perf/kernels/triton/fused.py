@@ -2,8 +2,9 @@
 
     project        out = f(norm(x) W^T), f: as it is, plus a residual, or
                    silu(norm(x) W1^T) * (norm(x) W3^T)
-    project_heads  q, k, v = norm(x) W^T; q and k rotated by their position, k and v
-                   written into the cache, quantized where that is
+    project_heads  q, k, v = norm(x) W^T, with a bias where there is one; q and k
+                   normalized by head where they are, and rotated by their position; k
+                   and v written into the cache, quantized where that is
 
 A program sums a block of rows over a stretch of columns. Of a group of rows (a block,
 or a head) the last program to arrive adds the parts in their order, so the result does
@@ -167,7 +168,7 @@ def quantized_head(values, KIND):
 
 @triton.jit
 def project_heads(
-    x, norm, codes, scale, zero, cos, sin, positions, q,
+    x, norm, codes, scale, zero, bias, q_norm, k_norm, cos, sin, positions, q,
     k_cache, v_cache, k_scale, v_scale, peaks_in,
     parts, squares, split_counter, EPS, M, N, S, LENGTH,
     WEIGHT: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
@@ -179,7 +180,7 @@ def project_heads(
     """`heads_block` of each program. The grid is (blocks, SPLITS)."""
     heads_block(
         tl.program_id(0), tl.program_id(1), None,
-        x, norm, codes, scale, zero, cos, sin, positions, q,
+        x, norm, codes, scale, zero, bias, q_norm, k_norm, cos, sin, positions, q,
         k_cache, v_cache, k_scale, v_scale, peaks_in,
         parts, squares, split_counter, EPS, M, N, S, LENGTH,
         WEIGHT, HEADS, KV_HEADS, D, BLOCK_D, KIND, RAGGED, DEPENDENT,
@@ -190,7 +191,7 @@ def project_heads(
 @triton.jit
 def heads_block(
     block_n, split, ready,
-    x, norm, codes, scale, zero, cos, sin, positions, q,
+    x, norm, codes, scale, zero, bias, q_norm, k_norm, cos, sin, positions, q,
     k_cache, v_cache, k_scale, v_scale, peaks_in,
     parts, squares, split_counter, EPS, M, N, S, LENGTH,
     WEIGHT, HEADS, KV_HEADS, D, BLOCK_D, KIND, RAGGED, DEPENDENT,
@@ -202,8 +203,9 @@ def heads_block(
     KV_HEADS, S); token m stands at positions[m % LENGTH], or with RAGGED at
     positions[m], and is rotated by that row of `cos` and `sin`, float32 (..., D / 2).
     `parts` are float32 (SPLITS, M, N), `squares` (SPLITS, M, blocks), `split_counter`
-    int32 (heads of all three,) of zeros. D is a multiple of BLOCK_N. `peaks_in` and
-    `ready` are as in `project_block`.
+    int32 (heads of all three,) of zeros. D is a multiple of BLOCK_N. `bias` is (N,),
+    `q_norm` and `k_norm` are (D,); what is None is left out. `peaks_in` and `ready` are
+    as in `project_block`.
     """
     BLOCKS_PER_HEAD: tl.constexpr = D // BLOCK_N
     total, square = block_sums(
@@ -227,8 +229,17 @@ def heads_block(
             values += load_part(parts + row * N + head * D + d, mask)
             square += load_part(squares + row * blocks + head * BLOCKS_PER_HEAD, m < M)
         values = normalized(values, square, EPS, WEIGHT.K, norm)
+        if bias is not None:
+            values += tl.load(bias + head * D + d, mask=d < D, other=0.0).to(tl.float32)
         at = m if RAGGED else m % LENGTH
         if head < HEADS + KV_HEADS:
+            if q_norm is not None:
+                weight = q_norm
+                if head >= HEADS:
+                    weight = k_norm
+                square = tl.sum(values * values, axis=1, keep_dims=True)
+                values = normalized(values, square, EPS, D, weight)
+                values *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
             half = tl.arange(0, BLOCK_D // 2)[None, :]
             inside = (m < M) & (half < D // 2)
             place = at * (D // 2) + half

@@ -34,7 +34,8 @@ class Attention(NamedTuple):
     are padded. A program takes BLOCK positions at a time, in STEPS if that is not 0, or
     as many as the length asks for. The last one joins the parts of TOGETHER of SPLITS
     at a time. Products are in DTYPE, SCALE multiplies scores and V_SCALE the result.
-    LINES of the next weight are prefetched. With RAGGED each sequence has a length.
+    LINES of the next weight are prefetched. With RAGGED each sequence has a length. The
+    last WINDOW positions are visible, all if that is 0.
     """
 
     HEADS: int
@@ -53,6 +54,7 @@ class Attention(NamedTuple):
     TOGETHER: int
     LINES: int
     RAGGED: bool
+    WINDOW: int
     DTYPE: Any
 
 
@@ -62,6 +64,7 @@ def split_attention(
     split_counter: Tensor,
     filled: Tensor,
     *,
+    window: int = 0,
     prefetch: Tensor | None = None,
     peaks_out: Tensor | None = None,
 ) -> Tensor:
@@ -71,7 +74,7 @@ def split_attention(
     to attend to bring it into the second-level cache. `peaks_out`, int32 (8,) of zeros,
     gets the peak of each sequence, as `launch_fused.Peaks` has them.
     """
-    launch = attention_launch(q, cache, len(filled) > 1, prefetch)
+    launch = attention_launch(q, cache, len(filled) > 1, prefetch, window=window)
     heads, how = launch.grid[0], launch.constants["HOW"]
     shape = (heads, how.SPLITS, how.GROUP)
     q = q.contiguous()
@@ -91,6 +94,7 @@ def attention_launch(
     ragged: bool,
     prefetch: Tensor | None,
     *,
+    window: int = 0,
     programs: int = 0,
 ) -> Launch:
     """For queries (B, 1, heads, D); `programs` 0 asks for two for each processor."""
@@ -99,7 +103,9 @@ def attention_launch(
     wide = q.dtype == torch.float32
     # A block of float32, or of one row, that is 64 positions long takes all registers.
     block = 32 if group == 1 or wide else 64
-    blocks = -(-positions // block)
+    # A window may begin and end within a block.
+    most = min(positions, window + block) if window else positions
+    blocks = -(-most // block)
     # As many programs as keep the card busy, or as there are stretches of positions.
     # With lines of the next weight to bring, some are left for them at any length. The
     # interpreter has no such instruction.
@@ -133,6 +139,7 @@ def attention_launch(
         TOGETHER=max(_JOINED // (group_rows * block_d), 1),
         LINES=lines,
         RAGGED=ragged,
+        WINDOW=window,
         DTYPE=multiplied,
     )
     return Launch(

@@ -63,6 +63,21 @@ class Peaks:
     next_norm_weight: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heads:
+    """What is done to get queries, keys and values, before they are rotated.
+
+    The product's input is normalized by `norm`. `bias` (rows,) is added to the product,
+    and each head of queries and of keys is normalized by `q_norm` and `k_norm`, (D,).
+    None: not done.
+    """
+
+    norm: Norm
+    bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
 NO_PEAKS = Peaks()
 
 
@@ -120,7 +135,7 @@ def project_heads(
     weight: Packed,
     split_counter: Tensor,
     *,
-    norm: Norm,
+    heads: Heads,
     place: tuple[tuple[Tensor, Tensor], Tensor],
     cache: CachedTensors,
     peaks_in: Tensor | None = None,
@@ -135,20 +150,21 @@ def project_heads(
     tokens, (angles, positions) = batch * length, place
     assert 1 <= tokens <= FEW, f"{tokens} tokens"
     _, kv_heads, size, width = cache.k.shape
-    heads = rows // width - 2 * kv_heads
+    query_heads = rows // width - 2 * kv_heads
     launch = launch_here(x, weight, head_width=width)
-    q = x.new_empty((batch, length, heads, width))
+    q = x.new_empty((batch, length, query_heads, width))
     blocks = rows // launch.constants["BLOCK_N"]
     parts = x.new_empty((launch.splits, tokens, rows), dtype=torch.float32)
     squares = x.new_empty((launch.splits, tokens, blocks), dtype=torch.float32)
-    inputs = (x, norm.weight, *weight.tensors, *angles, positions)
+    changes = (heads.bias, heads.q_norm, heads.k_norm)
+    inputs = (x, heads.norm.weight, *weight.tensors, *changes, *angles, positions)
     outputs = (q, *cache.pointers, peaks_in, parts, squares, split_counter)
-    sizes = (norm.eps, tokens, rows, size, length)
+    sizes = (heads.norm.eps, tokens, rows, size, length)
     run(
         project_heads_kernel,
         launch,
         (*inputs, *outputs, *sizes),
-        HEADS=heads,
+        HEADS=query_heads,
         KV_HEADS=kv_heads,
         D=width,
         BLOCK_D=next_power_of_2(width),

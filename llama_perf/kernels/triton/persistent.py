@@ -94,7 +94,8 @@ def heads_phase(
     for item in range(tl.program_id(0), BLOCKS * SPLITS, tl.num_programs(0)):
         heads_block(
             item % BLOCKS, item // BLOCKS, ready,
-            x, norm, weight[0], weight[1], weight[2], cos, sin, positions, q,
+            x, norm, weight[0], weight[1], weight[2], None, None, None, cos, sin,
+            positions, q,
             cache[0], cache[1], cache[2], cache[3], peaks_in,
             parts, squares, split_counter, EPS, M, ROWS, S, 1,
             WEIGHT, HEADS, KV_HEADS, D, BLOCK_D, KIND, RAGGED, WAITING,

@@ -9,7 +9,7 @@ from llama_perf.report import report_format
 from llama_perf.report.columns import ALL, Layout
 from llama_perf.results.run import Report
 
-NEEDS = ("altair", "vl_convert", "jinja2")
+NEEDS = ("altair", "vl_convert")
 """The packages of the extra "html", without which no page is drawn."""
 
 

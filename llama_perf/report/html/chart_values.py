@@ -75,16 +75,16 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def family(row: RowSpec) -> str:
-    """The family of a row's scheme; one of the user's own has its name."""
+    """The family of a row's scheme; one of the user's own is its own family."""
     if row.quantization is None:
         return UNQUANTIZED
     known = Scheme.parse(row.quantization, kernels=row.kernels).family
-    return row.quantization if known == OWN else known
+    return row.scheme if known == OWN else known
 
 
 def label(row: RowSpec) -> str:
     """What texts call the row."""
-    return row.name or row.id
+    return row.title or row.id
 
 
 def listed(words: Sequence[str], most: int) -> str:

@@ -178,4 +178,4 @@ def _text(
 
 def _of_model(row: RowSpec) -> str:
     """What a row is called where its model is known."""
-    return row.name or row.id.removeprefix(f"{row.model.lower()}.")
+    return row.title or row.id.removeprefix(f"{row.model.lower()}.")

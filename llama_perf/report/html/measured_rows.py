@@ -27,7 +27,7 @@ def point(result: RowResult, figures: Measurement) -> Datum:
     """What each point of a measured row has."""
     return {
         "row": result.id,
-        "scheme": result.row.quantization or "none",
+        "scheme": result.row.scheme,
         "family": family(result.row),
         "tok_s": rounded(sequence_tok_s(result, figures)),
     }

@@ -98,7 +98,7 @@ class Row:
     @property
     def scheme(self) -> str:
         """The name of its scheme."""
-        return self.result.row.quantization or "none"
+        return self.result.row.scheme
 
 
 def rows_of(report: Report) -> tuple[list[Row], str]:

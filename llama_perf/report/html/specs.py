@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from llama_perf.report.html.chart_values import LOOKS_OF_FAMILIES, Datum
+from llama_perf.report.html.chart_values import LOOKS_OF_FAMILIES, Datum, with_stars
 
 HEIGHT = 320
 _IS_VISIBLE = "visible === null || indexof(visible, datum.row) >= 0"
@@ -55,13 +55,14 @@ def family_points(base: alt.Chart, points: Sequence[Datum], **titles: str) -> al
 
     Their tooltips also have the fields in `titles`.
     """
+    families = list(dict.fromkeys(one["family"] for one in points))
     shown = {"row": "row", "scheme": "scheme", "tok_s": "tok/s of one sequence"}
     chart: alt.Chart = base.mark_point(filled=True, size=70, opacity=0.8).encode(
         tooltip=[
             alt.Tooltip(f"{name}:N", title=title)
             for name, title in (shown | titles).items()
         ],
-        **looks("family", LOOKS_OF_FAMILIES, (one["family"] for one in points)),
+        **looks("family", with_stars(LOOKS_OF_FAMILIES, families), families),
     )
     return chart
 

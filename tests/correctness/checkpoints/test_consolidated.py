@@ -15,26 +15,10 @@ from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.weights_samples import PARAMS_JSON, file_refusal
 
-# How Meta's layers split their weights: ColumnParallelLinear, RowParallelLinear.
-SPLIT = {
-    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
-    **dict.fromkeys(("wo", "w2"), 1),
-}
-
 
 def parts_of(weights: dict[str, Tensor], count: int, embedding: int) -> list[Any]:
-    """What each of `count` processes holds; the embedding is split by a dimension."""
-    parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
-    for name, tensor in samples.split_qkv(weights).items():
-        dim = SPLIT.get(name.split(".")[-2])
-        if name == "tok_embeddings.weight":
-            dim = embedding
-        pieces = [tensor] * count if dim is None else tensor.chunk(count, dim)
-        for part, piece in zip(parts, pieces, strict=True):
-            part[name] = piece.clone()
-    for part in parts:
-        part["rope.freqs"] = torch.ones(4)
-    return parts
+    parts = samples.consolidated(samples.split_qkv(weights), count, embedding)
+    return [{**part, "rope.freqs": torch.ones(4)} for part in parts]
 
 
 def write(

@@ -12,7 +12,8 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from llama_perf.checkpoints.formats import open_gguf
-from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
+from llama_perf.llama.presets import PRESETS
 from scripts.doc_tables.smollm2 import smollm2_path
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.tokenizer_samples import write_gguf
@@ -127,13 +128,14 @@ def test_other_rope_factors_are_refused(tmp_path: Path) -> None:
         )
 
 
+NAMES_ALLOWED = "'llama', 'qwen2', 'qwen3', 'smollm3'"
 COUNT = "allowed: a whole number, 1 to 2147483647"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("general.architecture", "qwen2", "allowed: 'llama'"),
+        ("general.architecture", "gemma2", f"allowed: {NAMES_ALLOWED}"),
         ("llama.expert_count", 8, "allowed: 0"),
         ("llama.rope.scaling.type", "yarn", "allowed: 'none'"),
         ("llama.rope.scale_linear", 4, "allowed: 1.0"),

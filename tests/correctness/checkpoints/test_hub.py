@@ -1,6 +1,7 @@
 """Names of models on the hub: found in its local cache, and never asked for."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from llama_perf import load_model
+from llama_perf import load_model, save_model
+from llama_perf.checkpoints import hub
 from llama_perf.checkpoints.find import check_model, find_checkpoint, open_weights
 from llama_perf.checkpoints.hub import HubName, hub_name
 from llama_perf.checkpoints.load import open_model
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer
-from llama_perf.errors import SpecError, WeightsError
+from llama_perf.errors import SpecError, TokenizerError, WeightsError
 from llama_perf.measure.prepare import predict_row, prepare_row
 from llama_perf.rows.selection import select
 from llama_perf.rows.spec import RowSpec
@@ -86,6 +88,8 @@ def test_a_name_with_and_without_a_revision(cache: Path) -> None:
     loaded = load_model(NAME)
     assert loaded.origin is not None
     assert loaded.origin.weights == f"safetensors:{SHORT}"
+    save = partial(refusal, save_model, loaded, "saved", error=TokenizerError)
+    assert save(tokenizer=NAME) == f"{snapshot}: no tokenizer in this checkpoint"
 
 
 def test_a_path_and_checkpoints_come_before_the_cache(
@@ -161,10 +165,14 @@ ABSENT = f"{LLAMA} is not in the hub cache {{}}; `hf download {LLAMA}{{}}` downl
 
 
 def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
-    note = ABSENT.format(cache, "") + ": synthetic weights"
+    note = "synthetic weights: " + ABSENT.format(cache, "")
     assert check_model(LLAMA) == (note,)
     reader, path = open_model(LLAMA, checkpoints=None, **OPEN)
     assert (reader.source, reader.notes, path) == ("synthetic", (note,), None)
+    stories = "karpathy/stories15M"
+    own_note = re.escape(note.replace(LLAMA, stories))
+    with pytest.warns(UserWarning, match=f"^{own_note}$"):
+        load_model(stories)
     # A revision is of definite weights, and a folder that is here is no owner.
     message = refusal(check_model, f"{LLAMA}@v1", error=WeightsError)
     assert message == "model: " + ABSENT.format(cache, " --revision v1")
@@ -176,6 +184,16 @@ def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
         f"model: some-org/unknown is not in the hub cache {cache};"
         " `hf download some-org/unknown` downloads it"
     )
+
+
+def test_without_the_hubs_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download(cache)
+    monkeypatch.setattr(hub, "find_spec", lambda _: None)
+    assert find_checkpoint(NAME) is None
+    absent = "{} is not looked for: pip install huggingface_hub"
+    message = refusal(check_model, NAME, error=WeightsError)
+    assert message == "model: " + absent.format(NAME)
+    assert check_model(LLAMA) == ("synthetic weights: " + absent.format(LLAMA),)
 
 
 def test_no_name_on_the_hub(cache: Path) -> None:
@@ -210,7 +228,8 @@ def test_a_row_of_made_up_weights_says_so(cache: Path) -> None:
     assert prepared.weights == "synthetic"
     (note,) = prepared.weights_notes
     assert note in told
-    assert note.startswith(f"karpathy/stories15M is not in the hub cache {cache}; ")
+    absent = f"karpathy/stories15M is not in the hub cache {cache}; "
+    assert note.startswith(f"synthetic weights: {absent}")
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path) -> None:

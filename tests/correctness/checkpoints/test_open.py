@@ -110,6 +110,7 @@ def test_smollm2_in_its_package(
 HUGGING_FACE = (from_hugging_face, samples.CONFIG_JSON)
 META = (from_meta, samples.PARAMS_JSON)
 COUNT, LAYERS = "a whole number, 1 to 2147483647", "a whole number, 1 to 1000"
+KINDS = "'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'"
 NUMBER, YES_OR_NO = "a number, more than 0 and at most 1e+30", "true or false"
 
 
@@ -135,9 +136,9 @@ def config_refusal(source: Any, change: dict[str, Any]) -> str:
         (HUGGING_FACE, "rope_theta", "high", NUMBER),
         (HUGGING_FACE, "rms_norm_eps", "tiny", NUMBER),
         (HUGGING_FACE, "rope_scaling", "llama3", "a map"),
-        (HUGGING_FACE, "model_type", "qwen2", "'llama', 'mistral'"),
-        (HUGGING_FACE, "attention_bias", True, "False"),
-        (HUGGING_FACE, "mlp_bias", True, "False"),
+        (HUGGING_FACE, "model_type", "gemma2", KINDS),
+        (HUGGING_FACE, "attention_bias", "yes", YES_OR_NO),
+        (HUGGING_FACE, "mlp_bias", 1, YES_OR_NO),
         (HUGGING_FACE, "hidden_act", "gelu", "'silu'"),
         (HUGGING_FACE, "quantization_config", {"bits": 4}, "None"),
         (META, "dim", "wide", COUNT),
@@ -188,8 +189,8 @@ FORMATS = {
 MISSING = "the tensor {name} is missing; {config} wants it"
 SHAPE = "{name}: shape {shape} is not allowed; {config} wants "
 ODD = (
-    "the tensor {name} is not allowed; a Llama model of 2 layers has no such tensor"
-    " (nor biases)"
+    "the tensor {name} is not allowed; {config} wants no such tensor in a model of 2"
+    " layers"
 )
 DTYPE = "{name}: dtype int8 is not allowed; allowed: float32, float16, bfloat16"
 I8 = (

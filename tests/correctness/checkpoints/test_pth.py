@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.pth import open_pth
-from llama_perf.llama.config import PRESETS
+from llama_perf.llama.presets import PRESETS
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.weights_samples import TINY, all_weights, file_refusal
 
@@ -78,11 +78,11 @@ def test_where_the_configuration_comes_from(
     weights = all_weights()
     path = save(folder, weights)
     assert open_pth(path).config == TINY
-    samples.write_json(folder / "params.json", samples.PARAMS_JSON | {"norm_eps": 2e-6})
+    samples.write_json(folder / "params.json", samples.PARAMS_JSON | {"norm_eps": 1e-6})
     samples.write_json(folder / CONFIG, {**samples.CONFIG_JSON, "rms_norm_eps": 1e-6})
     assert open_pth(path).config.norm_eps == 1e-6
     (folder / CONFIG).unlink()
-    assert open_pth(path).config == replace(TINY, norm_eps=2e-6)
+    assert open_pth(path).config == replace(TINY, norm_eps=1e-6)
     (folder / "params.json").unlink()
     save(folder, {**weights, "norm.weight": torch.ones(3)})
     preset = "the preset tiny-2L, from the folder's name,"

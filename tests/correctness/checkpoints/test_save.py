@@ -20,8 +20,9 @@ from llama_perf.checkpoints.save import check_scheme_savable
 from llama_perf.checkpoints.saved import SAVED_KERNELS
 from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.kernels.packing import from_lanes, unpack
-from llama_perf.llama.config import PRESETS, ModelConfig, RopeScaling
+from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.options import GREEDY
+from llama_perf.llama.presets import PRESETS
 from llama_perf.llama.transformer import Origin, Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.prepare import prepare_row

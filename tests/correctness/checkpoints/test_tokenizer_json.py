@@ -1,18 +1,19 @@
 """`tokenizer.json` and what lies beside it, compared with transformers' reading."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import processors
 
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
-from llama_perf.errors import PromptError, TokenizerError
+from llama_perf.errors import PromptError
 from tests.correctness.checkpoints.test_tokenizer import FRAGMENTS, TEXTS, repeatable
 from tests.correctness.support import hugging_face_samples as samples
 from tests.correctness.support import tokenizer_samples
@@ -36,8 +37,8 @@ def assert_same(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
     """Ours and transformers' ids of a text, and texts of the ids, are the same."""
     typed = theirs.encode(text, split_special_tokens=True, add_special_tokens=False)
     parsed = theirs.encode(text, add_special_tokens=False)
-    assert tokenizer.encode_part(text, special=False) == typed
-    assert tokenizer.encode_part(text, special=True) == parsed
+    assert tokenizer.encode_part(text, found="added") == typed
+    assert tokenizer.encode_part(text, found="special") == parsed
     assert tokenizer.encode(text) == theirs.encode(text, split_special_tokens=True)
     for ids in (typed, parsed):
         shown = theirs.decode(ids, skip_special_tokens=True)
@@ -77,8 +78,8 @@ def test_what_a_text_holds_is_never_special(kind: str) -> None:
     unknown = {tokenizer.special.get("<unk>")}
     for mark, id in tokenizer.special.items():
         if id not in unknown:
-            assert id not in tokenizer.encode_part(f"a{mark}b {mark}", special=False)
-            assert id in tokenizer.encode_part(f"a{mark}b", special=True)
+            assert id not in tokenizer.encode_part(f"a{mark}b {mark}", found="added")
+            assert id in tokenizer.encode_part(f"a{mark}b", found="special")
 
 
 def test_tokens_of_the_author_are_found_in_every_text() -> None:
@@ -100,8 +101,8 @@ def test_the_sentencepiece_model_beside_it_agrees(kind: str) -> None:
     # Meta's code encodes what follows a special token as a text of its own.
     if kind == "llama2-older":
         chat = "<s>[INST] Hello [/INST] the fox </s><s>[INST] again"
-        found = ours.encode_part(chat, special=True)
-        assert found == pieces.encode_part(chat, special=True)
+        found = ours.encode_part(chat, found="special")
+        assert found == pieces.encode_part(chat, found="special")
 
 
 def test_broken_text_of_a_terminal() -> None:
@@ -132,6 +133,29 @@ def test_which_file_of_a_folder_is_read(tmp_path: Path) -> None:
         assert find_tokenizer(checkpoint) == path
 
 
+def test_a_gguf_of_qwen2_has_the_same_ids(tmp_path: Path) -> None:
+    path = samples.folder_of("qwen2") / "tokenizer.json"
+    fields = json.loads(path.read_text("utf-8"))
+    model, added = fields["model"], fields["added_tokens"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].get)]
+    tokens += [token["content"] for token in added]
+    kinds = [TokenType.NORMAL] * len(model["vocab"])
+    kinds += [TokenType.CONTROL] * 3 + [TokenType.USER_DEFINED] * 2
+    ours = load_tokenizer(
+        tokenizer_samples.write_gguf(
+            tmp_path / "a.gguf",
+            pre="qwen2",
+            tokens=tokens,
+            token_type=kinds,
+            merges=[" ".join(merge) for merge in model["merges"]],
+        )
+    )
+    theirs = samples.reference("qwen2")
+    for text in [*TEXTS, "e\u0301 <|im_end|> <think>12"]:
+        assert_same(ours, theirs, text)
+    assert (ours.special, ours.added) == (read("qwen2").special, read("qwen2").added)
+
+
 def test_settings_of_a_training_do_not_cut_a_text(folder: Path) -> None:
     path = folder / "tokenizer.json"
     backend = Backend.from_file(str(path))
@@ -157,6 +181,9 @@ def ends(folder: Path) -> set[int]:
 
 def test_what_ends_a_text(folder: Path) -> None:
     # <|endoftext|> and <|im_end|> by their names.
+    assert ends(folder) == {400, 402}
+    old = {"__type": "AddedToken", "content": "<|im_end|>", "special": True}
+    change_json(folder / "tokenizer_config.json", eos_token=old)
     assert ends(folder) == {400, 402}
     for value, more in ((7, {7}), ([8, 9], {8, 9}), (None, set()), ([], set())):
         samples.write_json(folder / "generation_config.json", {"eos_token_id": value})
@@ -187,13 +214,13 @@ def test_older_folders_name_special_tokens_apart(folder: Path) -> None:
     assert_same(tokenizer, theirs, "a b 12")
 
 
-def token(content: str, **flags: bool) -> dict[str, object]:
-    names = ("lstrip", "normalized", "rstrip", "single_word", "special")
-    return {"content": content, **dict.fromkeys(names, False), **flags}
-
-
 def test_added_tokens_of_the_config(folder: Path) -> None:
-    added = {"403": token("<think>", special=True), "405": token("<new>", lstrip=True)}
+    added = {
+        "403": samples.token("<think>", special=True),
+        "405": samples.token("<new>", lstrip=True),
+    }
+    added["406"] = {"content": "<É>", "special": True}
+    added["407"] = {"content": "É! x"}
     # transformers' class for Qwen2 would number them anew.
     own = {"tokenizer_class": "PreTrainedTokenizerFast"}
     change_json(folder / "tokenizer_config.json", added_tokens_decoder=added, **own)
@@ -201,114 +228,8 @@ def test_added_tokens_of_the_config(folder: Path) -> None:
         load_tokenizer(folder / "tokenizer.json"),
         samples.reference_of(folder),
     )
-    assert tokenizer.vocab_size == len(theirs) == 406
-    for text in ("a <new> b", "a<think>b </think>"):
+    assert tokenizer.vocab_size == len(theirs) == 408
+    # Only what is not special is normalized, and found so.
+    decomposed = "a<E\u0301> b E\u0301! x"
+    for text in ("a <new> b", "a<think>b </think>", "a<É> b É! x", decomposed):
         assert_same(tokenizer, theirs, text)
-
-
-CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
-A_TOKEN = "is not allowed; allowed: a token of tokenizer.json"
-WRONG: list[tuple[str, dict[str, Any], str]] = [
-    (CONFIG, {"eos_token": "<|no|>"}, f"eos_token: '<|no|>' {A_TOKEN}"),
-    (CONFIG, {"bos_token": {"content": "<b>"}}, f"bos_token: '<b>' {A_TOKEN}"),
-    (
-        CONFIG,
-        {"eos_token": 2},
-        "eos_token: 2 is not allowed; allowed: text or an object",
-    ),
-    (
-        CONFIG,
-        {"chat_template": 2},
-        "chat_template: 2 is not allowed; allowed: text or a list or an object",
-    ),
-    (
-        CONFIG,
-        {"added_tokens_decoder": {"7": token("<new>")}},
-        "added_tokens_decoder: '7' is not allowed for '<new>'; allowed: 405, its id in"
-        " tokenizer.json or the next that is free",
-    ),
-    (
-        FILE,
-        {"added_tokens": [{"id": 7, **token("<s>")}]},
-        "added_tokens: 7 is not allowed for '<s>'; allowed: 400, its id in the"
-        " vocabulary or the next that is free",
-    ),
-    (FILE, {"model": None}, "the field 'model' is missing"),
-    (
-        FILE,
-        {"version": "2.0"},
-        "damaged, or of a version that the package `tokenizers` does not read: Unknown"
-        " tokenizer version '2.0' at line 1 column ",
-    ),
-    (
-        "generation_config.json",
-        {"eos_token_id": [1, 405]},
-        "eos_token_id: 405 is not allowed; allowed: 0 to 404",
-    ),
-    (
-        "generation_config.json",
-        {"eos_token_id": "x"},
-        "eos_token_id: 'x' is not allowed; allowed: a whole number or a list",
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "fields", "message"), WRONG)
-def test_wrong_fields(
-    folder: Path, name: str, fields: dict[str, Any], message: str
-) -> None:
-    if not (folder / name).exists():
-        samples.write_json(folder / name, {})
-    change_json(folder / name, **fields)
-    found = refusal(load_tokenizer, folder / FILE, error=TokenizerError)
-    assert found.startswith(f"{folder / name}: {message}")
-
-
-def test_two_tokens_before_a_text(folder: Path) -> None:
-    path = folder / FILE
-    backend = Backend.from_file(str(path))
-    marks = [("<|im_start|>", 401), ("<|im_end|>", 402)]
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> <|im_end|> $A", special_tokens=marks
-    )
-    backend.save(str(path))
-    assert refusal(load_tokenizer, path, error=TokenizerError) == (
-        f"{path}: post_processor: 2 tokens before a text are not allowed; allowed: one"
-        " or none"
-    )
-    # What comes after a text is left out: it is to be continued.
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A <|im_end|>", special_tokens=marks
-    )
-    backend.save(str(path))
-    assert load_tokenizer(path).encode("a") == [401, *read("qwen2").encode("a")]
-
-
-@pytest.mark.parametrize("content", [b"{", b'{"model": {}}', b'{"a": 1}', b" {]"])
-def test_a_damaged_file(folder: Path, content: bytes) -> None:
-    path = folder / FILE
-    path.write_bytes(content)
-    message = refusal(load_tokenizer, path, error=TokenizerError)
-    assert message.startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize("name", [CONFIG, "generation_config.json"])
-def test_a_damaged_file_beside_it(folder: Path, name: str) -> None:
-    for content, message in {
-        "": "the file is empty",
-        "[1]": "[1] is not allowed; allowed: a map",
-        "{": "Invalid JSON: ",
-    }.items():
-        (folder / name).write_text(content)
-        found = refusal(load_tokenizer, folder / FILE, error=TokenizerError)
-        assert found.startswith(f"{folder / name}: {message}")
-
-
-def test_a_vocabulary_larger_than_the_models(folder: Path) -> None:
-    path = folder / FILE
-    assert load_tokenizer(path, vocab_size=405).vocab_size == 405
-    found = refusal(load_tokenizer, path, vocab_size=404, error=TokenizerError)
-    assert found == (
-        f"{path}: a tokenizer of 405 tokens is not allowed for a model of 404; allowed:"
-        " 0 to 404 tokens"
-    )

@@ -49,9 +49,10 @@ def token_lists(text: str) -> list[list[int]]:
 def test_flags_and_defaults_are_the_references() -> None:
     switches = "interactive linear_causal_mask save compile compile_prefill"
     without = "prefill_size quantization cache_size profile memory_profile write_result"
-    # Not the reference's: it had one kind of kernels and one path, filled nothing
-    # before timing, and wrote no report.
+    # Not the reference's: it had one kind of kernels and one path, quantized every
+    # linear, filled nothing before timing, and wrote no report.
     own = {"kernels": None, "attention": "decode", "prefill_chunk": None, "fill": 0}
+    own |= {"modules": None}
     assert vars(parsed()) == own | {
         "report": [],
         **dict.fromkeys(switches.split(), False),
@@ -244,11 +245,13 @@ def write_answering_model(patch: pytest.MonkeyPatch, folder: Path, answer: str) 
 def talk(monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> Talk:
     """What is printed while a user types lines and then ends the input."""
 
-    def typed(model: Path | str, *lines: str, options: str = "") -> tuple[str, str]:
+    def typed(
+        model: Path | str, *lines: str, options: str = "", code: int = 0
+    ) -> tuple[str, str]:
         text = "".join(f"{line}\n" for line in lines)
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         words = f"--checkpoint_path {model} --device cpu --precision float32 {options}"
-        return cli("generate", "--interactive", *words.split())
+        return cli("generate", "--interactive", *words.split(), code=code)
 
     return typed
 
@@ -290,6 +293,22 @@ def test_a_character_of_several_tokens(
     model = write_answering_model(monkeypatch, tmp_path, "\N{GRINNING FACE}")
     output, _ = talk(model, "What is it?")
     assert output == f"{ASK}\N{GRINNING FACE}\n{ASK}\n"
+
+
+def test_a_template_makes_a_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, talk: Talk, conversations: Any
+) -> None:
+    model = write_answering_model(monkeypatch, tmp_path / "tiny", "brown fox")
+    text = "{{ messages | map(attribute='content') | join('|') }}{{ eos_token }}"
+    config = {"chat_template": text, "eos_token": "</s>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    talk(model, "What is it?", "And what?")
+    assert list(map(len, conversations)) == [1, 3]
+    config["chat_template"] = "{{ raise_exception('No talk,\\nplease') }}"
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    _, error = talk(model, "What is it?", code=2)
+    source = f"{model}/tokenizer_config.json: chat_template"
+    assert error.endswith(f"error: {source}: No talk,\\nplease\n")
 
 
 def test_a_chat_keeps_what_the_cache_holds(

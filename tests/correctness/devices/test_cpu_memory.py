@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llama_perf.run.worker import worker_environment
+from llama_perf.run.worker_process import worker_environment
 
 VARIABLE = "GLIBC_TUNABLES"
 # Tensors of 64 MiB, one after another: some to warm up, then some that are counted.

@@ -29,7 +29,7 @@ def test_a_lost_closeness_is_worse_beside_any_speed() -> None:
     worse = compared(baseline_of(close()), baseline_of(close(db=9.0)))
     assert verdict(worse) is Verdict.WORSE
     found = worse.metric(title)
-    assert (found.values, found.limit, found.worse) == ((12.0, 9.0), 0.5, True)
+    assert (found.values, found.limit, found.worse) == ((12.0, 9.0), 1.0, True)
     closer = compared(baseline_of(close()), baseline_of(close(db=14.0)))
     assert verdict(closer) is Verdict.SAME
     assert (closer.metric(title).beyond, closer.metric(title).worse) == (True, False)

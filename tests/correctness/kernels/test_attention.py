@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_perf.kernels import attention, cache_codes
+from llama_perf.kernels import attention, cache_codes, cpp_library
 from llama_perf.kernels.attention import decode_attention, prefill_attention
 from llama_perf.measure.live_bytes import LiveBytes
 from tests.correctness.support.kernel_samples import call
@@ -66,21 +66,24 @@ def assert_decodes(
     group: int,
     width: int = 64,
     dtype: torch.dtype = FLOAT,
+    window: int = 0,
 ) -> None:
     """A token of each sequence attends to its first positions, so many as `ends`.
 
-    One end is that of two sequences.
+    With a `window` to the last of these. One end is that of two sequences.
     """
     batch = max(len(ends), 2)
     cache, counter = sample_cache(kind, batch, 2, width, dtype=dtype)
     q, counter = torch.randn((batch, 1, 2 * group, width)).to(dtype), counter.to(device)
     filled = torch.tensor(ends)
-    attended = call(device, decode_attention, q, *cache, counter, filled)
-    assert_attends(attended, q, cache, *ends)
+    attended = call(device, decode_attention, q, *cache, counter, filled, window)
+    assert_attends(attended, q, cache, *ends, window=window)
     assert not counter.any(), "the next call would wait for nobody"
 
 
-def assert_attends(attended: Tensor, q: Tensor, cache: Cache, *ends: int) -> None:
+def assert_attends(
+    attended: Tensor, q: Tensor, cache: Cache, *ends: int, window: int = 0
+) -> None:
     """`attended` is that of the formula, in float64, from what the cache holds."""
     batch, tokens, heads, width = q.shape
     k, v = (
@@ -93,6 +96,7 @@ def assert_attends(attended: Tensor, q: Tensor, cache: Cache, *ends: int) -> Non
     scores = torch.einsum("bthd,bhnd->bthn", q.double(), k) * width**-0.5
     last = torch.tensor(ends).expand(batch)[:, None] - tokens + torch.arange(tokens)
     hidden = torch.arange(SIZE) > last[:, :, None, None]
+    hidden |= torch.arange(SIZE) <= last[:, :, None, None] - (window or SIZE)
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     expected, limit = torch.einsum("bthn,bhnd->bthd", weights, v), LIMITS[q.dtype]
     assert attended.dtype == q.dtype
@@ -107,6 +111,41 @@ def test_decoding_is_dense_attention_to_the_filled_positions(
 ) -> None:
     for ends in (*((length,) for length in LENGTHS), (257, 3)):
         assert_decodes(kind, ends, group=group, width=width, dtype=dtype)
+
+
+WINDOWS = (1, 7, 64, 100, 299, 300)
+
+
+@each_kind
+@pytest.mark.parametrize("window", WINDOWS)
+def test_decoding_in_a_window_sees_its_last_positions(kind: str, window: int) -> None:
+    for ends in (*((length,) for length in LENGTHS), (257, 3)):
+        assert_decodes(kind, ends, group=3, window=window)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_plain_torch_has_windows_too(
+    plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plain:
+        monkeypatch.setattr(cpp_library, "load", lambda: "no compiler")
+    cache, counter = sample_cache("int8", 2, 2, 64)
+    q = torch.randn((2, 1, 6, 64))
+    attend = attention.in_plain_torch if plain else decode_attention
+    for filled in ([257], [300, 3]):
+        given = (q, *cache, counter, torch.tensor(filled), 100)
+        assert_attends(attend(*given), q, cache, *filled, window=100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "group"),
+    [("unquantized", 1, 1), ("int8", 100, 3), ("fp8", 64, 1), ("unquantized", 299, 4)],
+)
+def test_a_kernel_has_windows_too(
+    kind: str, window: int, group: int, card: torch.device
+) -> None:
+    for ends in ([SIZE], [257, 3]):
+        assert_decodes(kind, ends, device=card, group=group, window=window)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -143,6 +182,21 @@ def test_a_chunk_is_causal_behind_what_is_filled(
         assert_attends(prefill_attention(q, *cache, end), q, cache, end)
 
 
+@each_kind
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_chunk_in_a_window_sees_its_last_positions(
+    kind: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some queries and some heads at a time.
+    monkeypatch.setattr(attention, "MIN_POSITIONS", 20)
+    monkeypatch.setattr(attention, "PIECE", 2 * SIZE * 16)
+    cache, _ = sample_cache(kind, 2, 3, 16)
+    for tokens, end in ((1, 1), (7, 7), (1, 256), (45, 257), (SIZE, SIZE)):
+        q = torch.randn((2, tokens, 9, 16))
+        attended = prefill_attention(q, *cache, end, window)
+        assert_attends(attended, q, cache, end, window=window)
+
+
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_codes_in_several_stretches_are_those_in_one(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -156,10 +210,15 @@ def test_the_operators_are_sound(kind: str) -> None:
     cache, counter = sample_cache(kind, 2, 2, 16)
     decoding = (torch.randn((2, 1, 4, 16)), *cache, counter)
     for filled in ([9, 300], [7]):
-        torch.library.opcheck(decode_attention, (*decoding, torch.tensor(filled)))
+        for window in ((), (6,)):
+            inputs = (*decoding, torch.tensor(filled), *window)
+            torch.library.opcheck(decode_attention, inputs)
     for end in (5, 40):
         torch.library.opcheck(
             prefill_attention, (torch.randn((2, 5, 4, 16)), *cache, end)
+        )
+        torch.library.opcheck(
+            prefill_attention, (torch.randn((2, 5, 4, 16)), *cache, end, 6)
         )
     assert not counter.any()
 

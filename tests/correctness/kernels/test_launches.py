@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from tests.correctness.support.kernel_samples import FORMATS, sample
 from tests.correctness.support.launches import Launches, end_processes, generation
 

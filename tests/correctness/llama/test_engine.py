@@ -91,7 +91,7 @@ def test_every_path_and_chunk_gives_the_same_logits(
 def test_a_mask_shows_a_position_itself_and_what_came_before(
     path: dict[str, Any],
 ) -> None:
-    mask, linear = engine(cache_size=6, **path)._mask, "linear_causal_mask" in path
+    mask, linear = engine(cache_size=6, **path)._masks[0], "linear_causal_mask" in path
     assert mask is not None
     rows = mask(torch.tensor([0, 3, 5]))
     assert rows.dtype == torch.bool

@@ -19,7 +19,13 @@ from llama_perf.measure.value_check import check_row_values, warm_up_row
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.engines import CPU
 from tests.correctness.support.errors import refusal
-from tests.correctness.support.fused import CLOSE, both, check, small_model
+from tests.correctness.support.fused import (
+    CLOSE,
+    TURNED_CODES,
+    both,
+    check,
+    small_model,
+)
 from tests.correctness.support.plugin_project import write_tiny
 
 
@@ -41,8 +47,12 @@ def own_engine(model: Transformer, product: Any, **fields: Any) -> Engine:
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind", "lengths"),
-    [((1, 1), None, None), ((2, 3), "int8", None), ((2, 2), "fp8", [1, 2])],
+    ("shape", "kind", "lengths", "parts"),
+    [
+        ((1, 1), None, None, {}),
+        ((2, 3), "int8", None, {"qk_norm": True, "sliding_window": 2}),
+        ((2, 2), "fp8", [1, 2], {"qkv_bias": True, "nope_layers": (0,)}),
+    ],
     ids=str,
 )
 def test_a_prompt_and_a_step_are_those_of_the_modules(
@@ -50,18 +60,27 @@ def test_a_prompt_and_a_step_are_those_of_the_modules(
     shape: tuple[int, int],
     kind: str | None,
     lengths: list[int] | None,
+    parts: dict[str, Any],
 ) -> None:
-    model = small_model("int8wo", any_device)
+    model = small_model("int8wo", any_device, **parts)
     fields: dict[str, Any] = {"batch_size": shape[0], "kv_cache": kind}
     modules, _ = both(model, changed="compile", **fields)
     product = Counting()
     fused = own_engine(model, product, **fields)
     prompt = torch.arange(shape[0] * shape[1], device=any_device).view(shape)
     own = None if lengths is None else torch.tensor(lengths, device=any_device)
-    limit = CLOSE[torch.float32] if kind is None else 1e-2
+    limit = CLOSE[torch.float32] if kind is None else TURNED_CODES[kind]
     check((modules, fused), prompt, limit, own)
     # Query, key and value; output; gate and up; down; then the head.
     assert product.calls == [1, 1, 2, 1, 1] * 2
+
+
+def test_a_gate_with_a_bias_is_two_products() -> None:
+    model = small_model("int8wo", CPU, mlp_bias=True, output_bias=True)
+    modules, _ = both(model, changed="compile")
+    product = Counting()
+    check((modules, own_engine(model, product)), torch.ones(1, 2).long(), 1e-5)
+    assert product.calls == [1, 1, 1, 1, 1, 1] * 2
 
 
 def test_a_linear_that_is_not_quantized_has_the_modules_product() -> None:

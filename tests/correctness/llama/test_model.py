@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, SmolLM3Config
 
 from llama_perf import load_model
+from llama_perf.checkpoints.config import from_hugging_face
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import PRESETS, preset, preset_name
+from llama_perf.llama.presets import PRESETS, preset, preset_name
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.weights_samples import TINY
@@ -122,15 +123,36 @@ PUBLISHED = {
     "7B": 6_738_415_616,
     "13B": 13_015_864_320,
     "30B": 32_528_943_616,
+    "65B": 65_285_660_672,
     "70B": 68_976_648_192,
     "Mistral-7B": 7_241_732_096,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Mistral-Nemo": 12_247_782_400,
     "Llama-3-8B": 8_030_261_248,
     "Llama-3.1-8B": 8_030_261_248,
     "Llama-3.1-70B": 70_553_706_496,
     "Llama-3.1-405B": 405_853_388_800,
     "Llama-3.2-1B": 1_235_814_400,
     "Llama-3.2-3B": 3_212_749_824,
+    "Llama-3.3-70B": 70_553_706_496,
     "SmolLM2-135M": 134_515_008,
+    "SmolLM2-360M": 361_821_120,
+    "SmolLM2-1.7B": 1_711_376_384,
+    "SmolLM3-3B": 3_075_098_624,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Qwen2.5-72B": 72_706_203_648,
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-1.7B": 1_720_574_976,
+    "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-14B": 14_768_307_200,
+    "Qwen3-32B": 32_762_123_264,
     "stories15M": 24_407_712,
 }
 # The reference's table, in bfloat16.
@@ -140,11 +162,20 @@ MEANINGS = {
     "Llama-3-8B": ["Meta-Llama-3-8B", "Meta-Llama-3-8B-Instruct"],
     "Llama-3.1-8B": ["Meta-Llama-3.1-8B"],
     "Llama-3.2-1B": ["Llama-3.2-1B-Instruct"],
-    "Mistral-7B": ["Mistral-7B", "Mistral-7B-v0.3"],
+    "Mistral-7B": ["Mistral-7B"],
+    "Mistral-7B-v0.1": ["mistralai/Mistral-7B-v0.1"],
+    "Mistral-7B-Instruct-v0.1": ["Mistral-7B-Instruct-v0.1"],
+    "Mistral-Nemo": ["Mistral-Nemo-Instruct-2407"],
+    "Llama-3.3-70B": ["Llama-3.3-70B-Instruct"],
+    "llama-7b": ["huggyllama/llama-7b"],
+    "Qwen2.5-7B": ["Qwen/Qwen2.5-7B-Instruct"],
+    "Qwen2-7B": ["Qwen2-7B-Instruct"],
+    "Qwen3-0.6B": ["Qwen3-0.6B-Base"],
+    "SmolLM3-3B": ["SmolLM3-3B-Base"],
     "CodeLlama-7b-Python-hf": ["CodeLlama-7b-Python-hf"],
     "stories110M": ["stories110M"],
     "Llama-3.1-405B": ["llama-3.1-405b"],
-    None: ["Foo-17B", "Foo-7Bar", "Llama"],
+    None: ["Foo-17B", "Foo-7Bar", "Llama", "Qwen2.5-Coder-7B", "gemma-7b"],
 }
 
 
@@ -163,6 +194,29 @@ def test_a_presets_parameters_and_size_are_as_published(name: str) -> None:
 @pytest.mark.parametrize(("name", "models"), MEANINGS.items())
 def test_a_models_name_means_its_preset(name: str | None, models: list[str]) -> None:
     assert {preset_name(model) for model in models} == {name}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name", "other"),
+    [
+        (LlamaConfig(), "llama-7b", {}),
+        # Their defaults are not the published model's here.
+        (
+            MistralConfig(max_position_embeddings=32768, rms_norm_eps=1e-5),
+            *("Mistral-7B-v0.1", {}),
+        ),
+        (
+            SmolLM3Config(rope_theta=5e6, max_position_embeddings=65536),
+            *("SmolLM3-3B", {}),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_preset_is_the_default_of_transformers(
+    theirs: Any, name: str, other: dict[str, Any]
+) -> None:
+    read = from_hugging_face(theirs.to_dict(), source="transformers")
+    assert read == replace(PRESETS[name], **other)
 
 
 def test_an_unknown_model_is_told_the_presets() -> None:

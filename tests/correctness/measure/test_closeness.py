@@ -3,10 +3,8 @@
 import gc
 import weakref
 from dataclasses import replace
-from functools import cache
 from math import log10
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,52 +13,17 @@ from torch import Tensor
 
 from llama_perf.checkpoints import load
 from llama_perf.checkpoints.load import OpenedModel, load_model
-from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.measure.closeness import closeness_db
-from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.value_check import Observed, signal_to_noise_db, warm_up_row
 from llama_perf.results.measurement import Ceiling
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
-from tests.correctness.support import engines
-from tests.correctness.support.weights_samples import all_weights, write_json
+from tests.correctness.support.small_rows import built, checkpoints
 
 ROW = RowSpec(model="own", device="cpu", dtype="float32", quantization="int8wo")
 ROW = replace(ROW, max_new_tokens=4, num_samples=1)
-
-
-@cache
-def checkpoints() -> TemporaryDirectory[str]:
-    """With a model that has an output layer, and one that shares its embedding."""
-    folder = TemporaryDirectory()
-    shape = engines.SMALL
-    for name, tied in (("own", False), ("tied", True)):
-        config = replace(shape, tied_embeddings=tied)
-        reader = SyntheticWeights(config, dtype=torch.float32, device=engines.CPU)
-        path = Path(folder.name) / name
-        path.mkdir()
-        torch.save(all_weights(reader), path / "model.pth")
-        fields = {
-            "model_type": "llama",
-            "hidden_size": shape.dim,
-            "num_hidden_layers": shape.n_layers,
-            "num_attention_heads": shape.n_heads,
-            "num_key_value_heads": shape.n_kv_heads,
-            "head_dim": shape.head_dim,
-            "intermediate_size": shape.intermediate_size,
-            "vocab_size": shape.vocab_size,
-            "rms_norm_eps": shape.norm_eps,
-            "tie_word_embeddings": tied,
-        }
-        write_json(path / "config.json", fields)
-    return folder
-
-
-def built(model: str = "own", *, keep: bool = True, **fields: Any) -> PreparedRow:
-    wanted = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12, **fields}
-    opened = OpenedModel(checkpoints=Path(checkpoints().name), keep=keep)
-    return prepare_row(RowSpec(model=model, **wanted), opened=opened)
 
 
 def observed(prepared: PreparedRow) -> Observed:

@@ -15,10 +15,10 @@ from llama_perf.checkpoints.load import build_model
 from llama_perf.cli.main import main
 from llama_perf.devices.device import device_of
 from llama_perf.errors import SpecError
-from llama_perf.llama.config import preset
 from llama_perf.llama.decode_step import sample
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Sampling
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.measure.predict import model_bytes, predict

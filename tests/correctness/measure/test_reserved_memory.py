@@ -19,7 +19,7 @@ from llama_perf.checkpoints import load
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Origin
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.quantize.apply import make_quantizer

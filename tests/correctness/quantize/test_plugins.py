@@ -10,7 +10,7 @@ from torchao.quantization import Int8WeightOnlyConfig
 from llama_perf import OwnScheme
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import code_key
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from llama_perf.measure.predict import model_bytes
 from llama_perf.quantize import plugins
 from llama_perf.quantize.apply import make_quantizer
@@ -63,22 +63,23 @@ def test_a_scheme_of_a_package_quantizes_and_is_predicted() -> None:
     own: Any = {"kernels": "own", "dtype": torch.float32}
     whole, half = (model_bytes(config, name, **own) for name in ("whole", "half"))
     floats = model_bytes(config, None, dtype=torch.float32)
-    # What says no size is predicted as unquantized.
-    assert whole == floats
+    # One that says no size is tried.
+    assert floats / 4 < whole < floats / 3
     norms = (2 * config.n_layers + 1) * config.dim * 4
     assert half - norms == (floats - norms) / 8
-    assert plugins.rounds_activations("whole", "own")
-    assert not plugins.rounds_activations("half", "own")
+    assert plugins.rounds_activations("whole")
+    assert not plugins.rounds_activations("half")
 
 
-def test_what_cannot_be_imported_says_where(home: Path, cli: CommandLine) -> None:
+@pytest.mark.usefixtures("home")
+def test_what_cannot_be_imported_says_where(cli: CommandLine) -> None:
     start = "scheme broken of bits 1.0 (bits.broken:X) cannot be imported: "
     reason = "ModuleNotFoundError: No module named 'not_a_module'"
-    broken = f"{start}{reason} (at {home / 'broken.py'}:2)"
+    broken = f"{start}{reason}, at bits/broken.py:2 in <module>"
     assert refusal(quantizer, "broken", error=UserError) == broken
     message = refusal(quantizer, "unparsed", error=UserError)
     assert "SyntaxError: " in message
-    assert message.endswith(f" (at {home / 'unparsed.py'}:3)")
+    assert "(unparsed.py, line 3)" in message
     message = refusal(quantizer, "lost", error=UserError)
     assert "AttributeError: module 'bits.scheme' has no attribute 'LOST'" in message
     message = refusal(quantizer, "other", error=UserError)

@@ -70,9 +70,7 @@ def test_a_run_without_a_measured_closeness_has_the_usual_table() -> None:
 def test_text_and_markdown_say_why_and_what_is_closer(run: Report) -> None:
     for style, again in (("text", "  again: "), ("markdown", "  - again: ")):
         text = report.draw(run, style)
-        assert (
-            "closeness to the twin (dB) 12.00 -> 9.00 (-3.00 dB, limit 0.5 dB)" in text
-        )
+        assert "closeness to the twin (dB) 12.00 -> 9.00 (-3.00 dB, limit 1 dB)" in text
         assert f"{again}llama-perf run --row {INT8_CPU.id}" in text
         assert (
             f"closer: {FP6.id}: closeness to the twin (dB) 12.00 -> 14.00 (+2.00 dB);"
@@ -115,7 +113,7 @@ def test_details_of_a_row_have_its_changes_and_all_of_its_closeness(
         " of the twin's top-1 tokens; perplexity 20.00, the twin's 15.00; greedy token"
         " 9 of 32 is the first other one"
     )
-    change = ["closeness to the twin (dB)", "12.00", "9.00", "-3.00 dB", "0.5 dB"]
+    change = ["closeness to the twin (dB)", "12.00", "9.00", "-3.00 dB", "1 dB"]
     changes: Any = worse["changes"]
     assert [*change, "worse"] in changes
     assert "closeness" not in full
@@ -129,7 +127,7 @@ def test_a_comment_names_the_row_that_got_worse_and_the_one_that_is_closer(
     text = body(run, name="a")
     assert (
         f"- **WORSE** `{INT8_CPU.id}`: closeness to the twin (dB) -3.00 dB (12.00 to"
-        " 9.00, limit 0.5 dB); divergence from the twin (nats) +100.0%"
+        " 9.00, limit 1 dB); divergence from the twin (nats) +100.0%"
     ) in text
     assert "#### Closeness" in text
     assert "closeness dB | change | verdict |" in text

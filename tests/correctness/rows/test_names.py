@@ -14,6 +14,7 @@ from llama_perf.report.table import row_names
 from llama_perf.results.recording import of_baseline
 from llama_perf.results.run import Verdict
 from llama_perf.rows import selection
+from llama_perf.rows.limit_overrides import Limits
 from llama_perf.run.worker_protocol import WorkerResult, WorkerTask
 from llama_perf.strict_json import from_json, to_json, to_line
 from tests.correctness.support.command_line import CommandLine
@@ -149,14 +150,16 @@ def test_a_name_does_not_choose_the_row_that_a_ratio_is_of() -> None:
         assert chosen.id == plain.id
 
 
-def test_a_worker_is_not_told_the_name_and_its_result_has_it() -> None:
-    task = WorkerTask(row=NAMED, devices=("cpu",))
+def test_a_worker_is_told_neither_name_nor_limits_and_its_result_has_them() -> None:
+    # An older revision refuses a limit that it does not know.
+    limited = replace(NAMED, limits=Limits({"closeness_db": 3.0}))
+    task = WorkerTask(row=limited, devices=("cpu",))
     sent = json.loads(to_line(task.to_send))
-    assert "name" not in sent["row"]
+    assert not {"name", "limits"} & sent["row"].keys()
     received = from_json(WorkerTask, to_line(task.to_send), source="the task")
     assert received.row == CPU_ROW
     reply = WorkerResult(result=measured(received.row), environment=ENVIRONMENT)
-    assert reply.named(task.row.name).result.row == NAMED
+    assert reply.of_row(task.row).result.row == limited
 
 
 def test_rows_are_listed_with_their_names(tmp_path: Path, cli: CommandLine) -> None:

@@ -25,7 +25,8 @@ from llama_perf.run import worker
 from llama_perf.run.compared_run import ComparedRun
 from llama_perf.run.lock import locked
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import Worker, worker_command
+from llama_perf.run.worker import Worker
+from llama_perf.run.worker_process import worker_command
 from llama_perf.run.worker_protocol import WorkerResult
 from tests.correctness.support.plugin_project import FP6, INT8, PLAIN, Project
 from tests.correctness.support.processes import (

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from llama_perf.kernels.decode_state import DecodeState
 from llama_perf.kernels.triton.launch_sampling import SamplingKernel
-from llama_perf.llama.config import preset
+from llama_perf.llama.presets import preset
 from scripts.doc_tables.__main__ import tables
 from scripts.studies import compile_only
 from scripts.studies import kernel_resources as kernels

@@ -45,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
     for name, number in (("lib-core", "1.9"), ("typing-stuff", "4.2")):
         write_wheel(folder, name, number)
     write_wheel(folder, "extra-lib", "0.1")
+    write_wheel(folder, "alone", "1.0", "absent")
     write_wheel(folder, "other-system", "2.0", tag="cp38-cp38-win32")
     write_wheel(folder, "other-system", "1.0")
     (folder / "cut-1.0-py3-none-any.whl").write_bytes(b"PK")
@@ -70,8 +71,9 @@ TORCH = ("torch 99.0 absent-cuda-library",)
         # An installed version stays unless it is too old.
         (LIBRARIES, "app", "app-1.0", []),
         (LIBRARIES, "app typing-stuff>=4", "app-1.0 typing_stuff-4.2", []),
-        # The requirements of the machine's own torch are not looked at.
-        (TORCH, "torch>=2 typing-stuff", "typing_stuff-4.2", []),
+        # The requirements of the machine's own torch are not looked at, nor those of a
+        # package that stands alone.
+        (TORCH, "torch>=2 alone typing-stuff", "alone-1.0 typing_stuff-4.2", []),
         (
             TORCH,
             "torch>=100 typing-stuff",
@@ -100,6 +102,7 @@ def test_pip_says_what_is_lacking(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    monkeypatch.setattr(install, "ALONE", "alone")
     install_here(tmp_path, *installed)
     wheels, reasons = lacking(folder, wanted.split())
     names = [path.name.removesuffix("-py3-none-any.whl") for path in wheels]
@@ -141,7 +144,7 @@ def test_everything_that_travels_has_a_pin_that_satisfies_it() -> None:
         name = canonicalize_name(requirement.name)
         assert requirement.specifier.contains(pins[name]), requirement
         assert not requirement.extras, "they would have to be followed"
-        if name not in names and not is_left_out(name):
+        if name not in names and name != install.ALONE and not is_left_out(name):
             more = wheelhouse.needed(requires(name) or [], *machine)
             wanted += map(Requirement, more)
         names.add(name)
@@ -158,6 +161,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setattr(wheelhouse, "root_requirements", lambda: ["app>=1", "torch>=2"])
+    monkeypatch.setattr(install, "ALONE", "alone")
     return index
 
 
@@ -172,7 +176,9 @@ def test_wheels_are_gathered_for_the_target_without_torch(
     requirements.append("absent; sys_platform == 'win32'")
     # Needed only by another Python than the one that runs pip.
     requirements.append(f"there; python_version != '{here}'")
+    requirements.append("alone")
     write_wheel(index, "app", "1.0", *requirements)
+    write_wheel(index, "alone", "1.0", "absent")
     write_wheel(index, "there", "1.0", "further")
     for name in ("further", "arm"):
         write_wheel(index, name, "1.0")
@@ -184,7 +190,9 @@ def test_wheels_are_gathered_for_the_target_without_torch(
     out.mkdir()
     gathered = wheelhouse.gather(other, machine, out, weights=False)
     assert sorted(gathered) == sorted(out.iterdir())
-    pure = ["app", "further", "there", *(["arm"] if machine == "aarch64" else [])]
+    pure = ["alone", "app", "further", "there"]
+    if machine == "aarch64":
+        pure.append("arm")
     assert {path.name for path in gathered} == {
         f"compiled-1.0-{tags[other]}_{machine}.whl",
         *(f"{name}-1.0-py3-none-any.whl" for name in pure),

@@ -24,6 +24,7 @@ from llama_perf.checkpoints.save import save_model
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, EngineOptions
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY
 
@@ -85,7 +86,7 @@ def tokens(batch: int = 1, length: int = SIZE, seed: int = 0) -> Tensor:
     return torch.randint(TINY.vocab_size, (batch, length), generator=generator)
 
 
-def greedy(one: Engine, prompt: Tensor, count: int, **options: Any) -> Tensor:
+def greedy(one: RowEngine, prompt: Tensor, count: int, **options: Any) -> Tensor:
     return one.generate(prompt, max_new_tokens=count, sampling=GREEDY, **options)
 
 

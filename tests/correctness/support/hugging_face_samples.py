@@ -65,6 +65,11 @@ def change_json(path: Path, **fields: Any) -> Path:
     return write_json(path, kept)
 
 
+def token(content: str, **flags: bool) -> dict[str, object]:
+    names = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {"content": content, **dict.fromkeys(names, False), **flags}
+
+
 def write_folder(folder: Path, kind: str) -> Path:
     """A folder of this kind of tokenizer; returns its `tokenizer.json`."""
     folder.mkdir(exist_ok=True)

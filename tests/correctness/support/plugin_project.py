@@ -19,8 +19,8 @@ from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run import session, worker
 from llama_perf.run.options import RunRequest
-from llama_perf.run.worker import Worker
-from llama_perf.run.worker_protocol import WorkerResult
+from llama_perf.run.worker import Ended, Worker
+from llama_perf.run.worker_protocol import WorkerResult, WorkerTask
 from llama_perf.strict_json import read_json
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.record_samples import baseline_of_processes, stored_in
@@ -51,6 +51,7 @@ kernels = "torchao"
 quantization = "fp6"
 kernels = "torchao"
 """
+TESTS = ("tests/perf/test_rows.py", "tests/correctness/closeness/test_rows.py")
 PLAIN = "tiny.none.fp32.cpu.eager.new-4.samples-2"
 INT8 = "tiny.int8wo.torchao.fp32.cpu.eager.new-4.samples-2"
 # torchao dropped it: no machine runs this row.
@@ -73,9 +74,16 @@ class InProcessWorker(Worker):
         self, *, options: RunRequest, devices: Iterable[str], **_python: object
     ) -> None:
         self._session = session.Session(devices, options=options)
+        self._options, self._devices = options, tuple(devices)
 
-    def run(self, row: RowSpec, progress: Callable[[str], None]) -> WorkerResult:
-        result = self._session.run_row(row, progress=progress)
+    def _ask(self, task: WorkerTask, progress: Callable[[str], None]) -> Ended:
+        if task.action == "closeness":
+            text = None if task.text is None else Path(task.text)
+            return self._session.closeness(
+                task.row, text=text, tokens=task.tokens, progress=progress
+            )
+        assert task.action is None, "a row that is kept needs a process"
+        result = self._session.run_row(task.row, progress=progress)
         return WorkerResult(result=result, environment=self._session.environment)
 
     def close(self) -> None:
@@ -108,14 +116,16 @@ class Project:
         checkpoints = self.path / "checkpoints"
         self.tiny_rows = ("--rows", str(self.rows), "--checkpoints", str(checkpoints))
         self.baselines = ("--baselines", str(self.path / "baselines"))
-        for folder in ("tests/perf", "baselines"):
-            (self.path / folder).mkdir(parents=True)
-        for name in ("conftest.py", "pyproject.toml", "tests/perf/test_rows.py"):
+        (self.path / "baselines").mkdir()
+        for name in ("conftest.py", "pyproject.toml", *TESTS):
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.path / name)
         self.rows.write_text(ROWS, encoding="utf-8")
         write_tiny(checkpoints / "tiny")
 
-    def run(self, *options: str, **outcomes: int) -> pytest.RunResult:
+    def run(
+        self, *options: str, tests: Any = "tests/perf", **outcomes: int
+    ) -> pytest.RunResult:
         """`pytest tests/perf` over the tiny rows, in this process and no other.
 
         Where `outcomes` are given, the tests must end so, and pytest with their code.
@@ -123,7 +133,7 @@ class Project:
         # hypothesis would be imported anew each time, which takes longer than the run.
         without = ["-p", "no:hypothesispytest"]
         result = self.pytester.runpytest_inprocess(
-            self.path / "tests" / "perf", *without, *self.tiny_rows, *options
+            self.path / tests, *without, *self.tiny_rows, *options
         )
         if outcomes:
             result.assert_outcomes(**outcomes)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from llama_perf import quantize_model, save_model
 from llama_perf.checkpoints.find import open_weights
@@ -36,6 +34,7 @@ from tests.correctness.support import (
     hugging_face_samples,
     record_samples,
     tokenizer_samples,
+    weights_files,
 )
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.record_files import (
@@ -122,49 +121,6 @@ def _tokenizer_json(folder: Path) -> Path:
         added_tokens_decoder={"403": {"content": "<think>", "normalized": False}},
     )
     return path
-
-
-def _hugging_face(folder: Path, *, shards: int = 1) -> Path:
-    """The tiny model's folder, with its tensors in one file or in shards."""
-    samples.write_json(folder / "config.json", samples.CONFIG_JSON)
-    weights = samples.split_qkv(samples.all_weights())
-    tensors = {samples.hugging_face_name(name): weights[name] for name in weights}
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors")
-        return folder / "model.safetensors"
-    names = sorted(tensors)
-    files = [f"part-{number}.safetensors" for number in range(shards)]
-    weight_map = {name: files[at % shards] for at, name in enumerate(names)}
-    for shard in set(weight_map.values()):
-        inside = {name: tensors[name] for name in names if weight_map[name] == shard}
-        save_file(inside, folder / shard)
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    samples.write_json(folder / "model.safetensors.index.json", index)
-    return folder / "model.safetensors.index.json"
-
-
-def _hugging_face_config(folder: Path) -> Path:
-    path = _hugging_face(folder).with_name("config.json")
-    rope = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    more = {"rope_theta": 5e5, "rope_scaling": rope, "tie_word_embeddings": False}
-    samples.write_json(path, {**samples.CONFIG_JSON, **more})
-    return path
-
-
-def _pth(folder: Path, *, name: str = "model.pth", **options: bool) -> Path:
-    samples.write_json(folder / "params.json", samples.PARAMS_JSON)
-    torch.save(_small_pickle(), folder / "model.pth", **options)
-    return folder / name
-
-
-def _small_pickle() -> dict[str, Tensor]:
-    return samples.split_qkv(samples.all_weights())
 
 
 def _saved(folder: Path, *, name: str, scheme: str, kernels: str = "native") -> Path:
@@ -270,18 +226,20 @@ READERS: dict[str, Reader] = {
     "pyproject": Reader(
         make=text_file("pyproject.toml", LIMITS_TOML), read=project_limits, form="toml"
     ),
-    "config": Reader(make=_hugging_face_config, read=_from_folder, **JSON),
-    "params": Reader(make=partial(_pth, name="params.json"), read=_from_folder, **JSON),
-    "safetensors": Reader(make=_hugging_face, read=_from_folder),
+    "config": Reader(make=weights_files.hugging_face_config, read=_from_folder, **JSON),
+    "params": Reader(
+        make=partial(weights_files.pth, name="params.json"), read=_from_folder, **JSON
+    ),
+    "safetensors": Reader(make=weights_files.hugging_face, read=_from_folder),
     "safetensors-header": Reader(
-        make=_hugging_face,
+        make=weights_files.hugging_face,
         read=_from_folder,
         part_of=header_of,
         with_part=with_header,
         **JSON,
     ),
     "safetensors-index": Reader(
-        make=partial(_hugging_face, shards=2), read=_from_folder, **JSON
+        make=partial(weights_files.hugging_face, shards=2), read=_from_folder, **JSON
     ),
     "gguf": Reader(make=test_gguf.write, read=_weights),
     "gguf-quantized": Reader(
@@ -307,10 +265,15 @@ READERS: dict[str, Reader] = {
         ),
         read=_tokens,
     ),
-    "pth": Reader(make=_pth, read=_weights),
-    "pth-pickle": Reader(make=_pth, read=_weights, **PICKLED),
+    "pth": Reader(make=weights_files.pth, read=_weights),
+    "pth-pickle": Reader(make=weights_files.pth, read=_weights, **PICKLED),
     "pth-old": Reader(
-        make=partial(_pth, _use_new_zipfile_serialization=False), read=_weights
+        make=partial(weights_files.pth, _use_new_zipfile_serialization=False),
+        read=_weights,
+    ),
+    "consolidated": Reader(make=weights_files.consolidated, read=_from_folder),
+    "consolidated-pickle": Reader(
+        make=weights_files.consolidated, read=_from_folder, **PICKLED
     ),
     "saved": Reader(make=partial(_unsaved, name="model.pth"), read=_model),
     "saved-pickle": Reader(

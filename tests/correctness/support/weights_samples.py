@@ -76,6 +76,28 @@ def split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
+# How Meta's layers split their weights: ColumnParallelLinear, RowParallelLinear.
+_SPLIT = {
+    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
+    **dict.fromkeys(("wo", "w2"), 1),
+}
+
+
+def consolidated(
+    weights: dict[str, Tensor], count: int, embedding: int
+) -> list[dict[str, Tensor]]:
+    """What each of Meta's processes holds; the embedding is split by a dimension."""
+    parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, tensor in weights.items():
+        dim = _SPLIT.get(name.split(".")[-2])
+        if name == "tok_embeddings.weight":
+            dim = embedding
+        pieces = [tensor] * count if dim is None else tensor.chunk(count, dim)
+        for part, piece in zip(parts, pieces, strict=True):
+            part[name] = piece.clone()
+    return parts
+
+
 def assert_same(reader: WeightsReader, wanted: dict[str, Tensor]) -> None:
     actual = all_weights(reader)
     assert actual.keys() == wanted.keys()
