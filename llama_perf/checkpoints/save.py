@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llama_perf.checkpoints.archive import content
 from llama_perf.checkpoints.config import to_hugging_face
 from llama_perf.checkpoints.find import find_checkpoint
-from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, Saved
+from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, SAVED_KERNELS, Saved
 from llama_perf.checkpoints.saved_tensors import kernels_of
 from llama_perf.checkpoints.tokenizers import files
 from llama_perf.devices.device import package_version
@@ -150,6 +150,9 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     if smallest:
         import_all()
     for kind, tensor in smallest.items():
+        if library := getattr(kind, "library", None):
+            allowed = f"allowed: those of {' and '.join(SAVED_KERNELS)} kernels"
+            raise SaveError(f"weights of {library} cannot be saved; {allowed}")
         buffer = io.BytesIO()
         try:
             torch.save(tensor, buffer)

@@ -22,17 +22,21 @@ AUTOQUANT = {
 }
 """The schemes from which each autoquant chooses."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
+_BITSANDBYTES = ("bitsandbytes",)
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "int8wo": _BOTH,
-    "int8dq": _BOTH,
-    "float8wo": _BOTH,
+    "int8wo": (*_BOTH, "gemlite"),
+    "int8dq": (*_BOTH, "gemlite", "bitsandbytes"),
+    "float8wo": (*_BOTH, "gemlite"),
     "float8dq-tensor": _BOTH,
-    "float8dq-row": _BOTH,
+    "float8dq-row": (*_BOTH, "gemlite"),
     "fp6": _NATIVE,
     "sparse-marlin": _NATIVE,
     **dict.fromkeys(AUTOQUANT, _NATIVE),
-    "int4wo": _BOTH,
-    "uintx": _NATIVE,
+    "nf4": _BITSANDBYTES,
+    "fp4": _BITSANDBYTES,
+    "llm-int8": _BITSANDBYTES,
+    "int4wo": (*_BOTH, "gemlite"),
+    "uintx": (*_NATIVE, "gemlite"),
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
 OWN = "own"

@@ -27,7 +27,7 @@ from llama_perf.measure.closeness_text import text_of
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.predict import predict
-from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.prepare import PreparedRow, load_libraries, prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     Progress,
@@ -188,6 +188,7 @@ class Session:
                 load_compiler(device)
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
+                load_libraries(row)
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
         finally:
             gc.enable()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama_perf import save_model
+from llama_perf.llama.engine import Engine
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.measure.prepare import prepare_row
 from llama_perf.measure.value_check import damaged_scale
@@ -94,6 +95,7 @@ def test_a_row_runs_with_its_kernel_or_in_a_built_in_format(session: Session) ->
     assert least_db("rounds", fused=False) == 8
     folder = session.options.checkpoints
     packable = prepare_row(replace(ROW, quantization="packable"), checkpoints=folder)
+    assert isinstance(packable.engine, Engine)
     assert isinstance(packable.engine._fused, FusedCpuStep)
     plain = ended("plain")
     assert plain.status is Status.NOT_RUN
