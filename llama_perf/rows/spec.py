@@ -114,7 +114,7 @@ class RowSpec:
             scheme = Scheme.parse(self.quantization, kernels=self.kernels)
             self._set_scheme(scheme)
             family = scheme.family
-        elif self.kernels != "native":
+        elif self.kernels in KERNELS[1:]:
             need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)

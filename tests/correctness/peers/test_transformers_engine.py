@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from llama_perf.peers.transformers_model import (
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.spec import RowSpec
+from tests.correctness.support import architectures
 from tests.correctness.support.engines import small_checkpoints, tokens
 from tests.correctness.support.errors import refusal
 
@@ -263,3 +265,24 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
     assert check(tokens(1, 5), max_new_tokens=3, lengths=torch.tensor([2])) == (
         "lengths: not allowed with engine 'transformers'"
     )
+
+
+@pytest.mark.parametrize("name", architectures.MODELS)
+def test_each_architecture_runs_as_its_own_class(name: str, tmp_path: Path) -> None:
+    read = open_weights(architectures.save(name, tmp_path))
+    theirs = build_transformers_model(read, **BUILD)
+    options = EngineOptions(batch_size=2, cache_size=40)
+    engine = TransformersEngine(theirs, options)
+    ids, wanted = architectures.IDS, architectures.expected(name)
+    places = torch.arange(ids.shape[1]).expand(2, -1)
+    close(engine.plain_logits(ids, places), wanted)
+    # Token by token, over its cache, whose windows roll.
+    close(torch.stack([*engine.read(ids, 9)], dim=1), wanted[:, 8:-1])
+    ours = Engine(build_model(read, **BUILD), options)
+    request: Any = {"max_new_tokens": 12, "sampling": GREEDY}
+    prompt = ids[:, :9]
+    generated = engine.generate(prompt, **request)
+    assert torch.equal(generated, ours.generate(prompt, **request))
+    weights = engine.layer_weights(1, lambda weight: weight)
+    assert weights.keys() == read.layer(1).keys()
+    assert all(torch.equal(weights[key], own) for key, own in read.layer(1).items())
