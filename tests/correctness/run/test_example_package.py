@@ -15,7 +15,7 @@ from tests.correctness.support.processes import HANG_S
 EXAMPLE = ROOT / "examples" / "llama-perf-example-scheme"
 PIP = ("pip", "--disable-pip-version-check", "install", "--quiet", "--no-index")
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-compile")
-NF4 = "smollm2-135m-instruct.nf4.own.fp32.cpu.eager.fused.new-16"
+NF4 = "smollm2-135m-instruct.example-nf4.own.fp32.cpu.eager.fused.new-16"
 UINTX = "smollm2-135m-instruct.uintx-4-32.fp32.cpu.eager.fused.new-16"
 
 
@@ -41,7 +41,7 @@ def test_the_example_runs_from_its_set_to_a_verdict(tmp_path: Path) -> None:
     run(*PIP, *OFFLINE, "--target", str(target), str(source))
     # Small, under the name that the rows have.
     write_tiny(tmp_path / "models" / "SmolLM2-135M-Instruct")
-    rows = "--set", "nf4", "--row", "*4*eager*"
+    rows = "--set", "example-nf4", "--row", "*4*eager*"
     where = "--checkpoints", "models", "--results", "results.json", "--closeness"
     shown = run("llama_perf", "run", *rows, *where)
     assert "2 rows: 2 run, 0 NOT_RUN (2 NOT_COMPARED)" in shown

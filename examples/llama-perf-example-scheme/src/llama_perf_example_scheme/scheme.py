@@ -1,4 +1,4 @@
-"""What the entry point `nf4` gives to llama-perf."""
+"""What the entry point `example-nf4` gives to llama-perf."""
 
 from llama_perf import OwnScheme
 from llama_perf_example_scheme.nf4 import BYTES_PER_WEIGHT, NF4Config, product
