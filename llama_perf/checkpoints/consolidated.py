@@ -42,7 +42,7 @@ def parts_of(folder: Path) -> list[Path]:
     inside = entries(folder, error=WeightsError)
     paths = [path for path in inside if path.match(CONSOLIDATED)]
     for path in paths:
-        number = re.fullmatch(r"consolidated\.(\d{2,})\.pth", path.name)
+        number = re.fullmatch(r"consolidated\.(\d\d)\.pth", path.name)
         if number is None and len(paths) == 1:
             return paths
         if number is None:
@@ -80,7 +80,8 @@ def open_consolidated(paths: Sequence[Path]) -> StoredWeights:
     def split_by(name: str) -> int | None:
         """The dimension by which a tensor is split, None for one in every part."""
         if name == EMBEDDING:
-            return 1 if tensors[name].shape[-1] * n_parts == config.dim else 0
+            width = tensors[name].shape[-1:]
+            return 1 if [size * n_parts for size in width] == [config.dim] else 0
         return next((dim for dim, names in _SPLIT_BY if names.fullmatch(name)), None)
 
     def read(name: str) -> Tensor:

@@ -79,7 +79,9 @@ def check_model(model: str) -> tuple[str, ...]:
         absent = hub.why_absent(name)
         if name.revision is None and preset_name(model) is not None:
             return (f"synthetic weights: {absent}",)
-        raise WeightsError(f"model: {absent}")
+        raise WeightsError(
+            f"checkpoint: {model!r}: no such file or folder, and {absent}"
+        )
     if len(path.parts) > 1 or path.suffix in {".pth", ".gguf", ".safetensors"}:
         raise WeightsError(f"checkpoint: {model!r}: no such file or folder")
     if model == SMOLLM2:

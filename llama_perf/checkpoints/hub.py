@@ -18,6 +18,8 @@ _NAME = re.compile(
     r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]*))?", re.ASCII
 )
 _FILES = (".pth", ".gguf", ".safetensors")
+# Owner, name, commit, and the place in the snapshot.
+_SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)(.*)")
 _SHORT = 12
 _LIBRARY = "huggingface_hub"
 
@@ -74,7 +76,7 @@ def find_snapshot(model: str) -> Path | None:
         return None
     except LocalEntryNotFoundError:
         raise WeightsError(
-            f"model: {shown(model)}: {folder} has no revision"
+            f"checkpoint: {shown(model)}: {folder} has no revision"
             f" {name.revision or 'main'}; it has {_revisions(folder)};"
             f" `{name.download}` downloads it"
         ) from None
@@ -112,16 +114,18 @@ def _revisions(folder: Path) -> str:
 
 
 def snapshot_of(path: Path) -> HubName | None:
-    """The model and the commit of a snapshot's folder; None for any other folder."""
-    *_, repo, snapshots, commit = ("", "", *path.absolute().parts)
-    kind, *owner_and_name = repo.split("--")
-    if snapshots != "snapshots" or kind != "models" or len(owner_and_name) != 2:
-        return None
-    return HubName("/".join(owner_and_name), commit)
+    """The model and the commit of the snapshot that a path lies in, or None."""
+    found = _SNAPSHOT.search(path.absolute().as_posix())
+    return None if found is None else HubName(f"{found[1]}/{found[2]}", found[3])
 
 
 def folder_name(folder: Path) -> str:
-    """A folder's name in a result: `owner/name@commit` for a snapshot, else its own."""
-    if (snapshot := snapshot_of(folder)) is not None:
-        return f"{snapshot.repo}@{str(snapshot.revision)[:_SHORT]}"
-    return folder.absolute().name
+    """A folder's name in a result: `owner/name@commit` for a snapshot, else its own.
+
+    A folder in a snapshot has its place behind it.
+    """
+    found = _SNAPSHOT.search(folder.absolute().as_posix())
+    if found is None:
+        return folder.absolute().name
+    owner, name, commit, place = found.groups()
+    return f"{owner}/{name}@{commit[:_SHORT]}{place}"

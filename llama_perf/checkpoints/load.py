@@ -45,10 +45,9 @@ def open_model(
     """
     path = find_checkpoint(model, checkpoints=checkpoints)
     if path is None:
-        made_up = SyntheticWeights(
-            preset(model), dtype=dtype, device=device, notes=check_model(model)
-        )
-        return made_up, None
+        notes = check_model(model)
+        config = preset(model)
+        return SyntheticWeights(config, dtype=dtype, device=device, notes=notes), None
     reader = open_weights(path)
     if reader.saved is not None:
         check_usable(reader.saved, path=path, dtype=dtype, device=device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llama_perf.checkpoints.archive import content
 from llama_perf.checkpoints.config import to_hugging_face
 from llama_perf.checkpoints.find import find_checkpoint
-from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, Saved
+from llama_perf.checkpoints.saved import CONTENT_KEY, FORMAT, KEY, SAVED_KERNELS, Saved
 from llama_perf.checkpoints.saved_tensors import kernels_of
 from llama_perf.checkpoints.tokenizers import files
 from llama_perf.devices.device import package_version
@@ -35,7 +35,7 @@ from llama_perf.llama.transformer import (
 )
 from llama_perf.quantize.apply import make_quantizer
 from llama_perf.quantize.registry import import_all
-from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
+from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme
 
 
 def save_model(
@@ -104,12 +104,9 @@ def save_model(
 
 def _describe(model: Transformer, scheme: str | None) -> Saved:
     origin = model.origin or Origin(weights="unknown")
-    if origin.kernels == OWN:
-        raise not_saved(str(origin.scheme))
     packed = [weight for weight in model.parameters() if not is_unquantized(weight)]
     if scheme is not None:
-        if Scheme.parse(scheme, field="scheme").kernels == (OWN,):
-            raise not_saved(scheme)
+        Scheme.parse(scheme, field="scheme")
         if not packed or origin.scheme not in (None, scheme):
             reason = f"the model is {origin.scheme or 'not quantized'}"
             raise SpecError("scheme", scheme, reason)
@@ -153,6 +150,9 @@ def check_savable(tensors: Iterable[Tensor]) -> None:
     if smallest:
         import_all()
     for kind, tensor in smallest.items():
+        if library := getattr(kind, "library", None):
+            allowed = f"allowed: those of {' and '.join(SAVED_KERNELS)} kernels"
+            raise SaveError(f"weights of {library} cannot be saved; {allowed}")
         buffer = io.BytesIO()
         try:
             torch.save(tensor, buffer)
@@ -173,8 +173,6 @@ def check_scheme_savable(
     Quantizes one small layer, so that a run need not be over before one knows; one in
     each scheme that autoquant may choose.
     """
-    if kernels == OWN:
-        raise not_saved(scheme)
     for name in AUTOQUANT.get(scheme, (scheme,)):
         if name == UNQUANTIZED:
             continue
@@ -187,15 +185,6 @@ def check_scheme_savable(
             check_savable([probe.weight])
         except SaveError as error:
             raise SaveError(f"scheme {name} on {kernels} kernels: {error}") from None
-
-
-def not_saved(scheme: str) -> SaveError:
-    """The error of saving weights of a class that is not this project's or torchao's.
-
-    Loading could not tell a damaged one, and would have to trust its code.
-    """
-    need = "only built-in schemes and torchao's are saved"
-    return SaveError(f"scheme {scheme}: it is of your own; {need}")
 
 
 def _first_line(error: BaseException) -> str:

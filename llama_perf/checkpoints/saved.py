@@ -16,7 +16,7 @@ from llama_perf.llama.transformer import Origin
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import OWN, Scheme
-from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, KERNELS, check_choice
+from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, check_choice
 from llama_perf.strict_json import from_plain, record
 from llama_perf.words import shown
 
@@ -25,6 +25,8 @@ CONTENT_KEY = "llama_perf_content"
 """The checksum of `model.pth`. Older versions refuse a record with one more field."""
 FORMAT: Final = 5
 """Counts up whenever the stored tensors change their layout or their classes."""
+SAVED_KERNELS = ("native", "torchao")
+"""The kernels whose weights are saved; those of other libraries are not."""
 
 
 @record
@@ -55,7 +57,7 @@ class Saved:
                 reason = "a file may not ask for a package's code to be imported"
                 raise SpecError("scheme", self.scheme, reason)
         ModuleFilter.parse(self.modules)
-        kernels: tuple[str | None, ...] = KERNELS if self.scheme else (None,)
+        kernels: tuple[str | None, ...] = SAVED_KERNELS if self.scheme else (None,)
         check_choice("kernels", self.kernels, kernels)
         check_choice("dtype", self.dtype, tuple(DTYPE_TOKENS))
         check_choice("device", self.device, DEVICES)

@@ -29,6 +29,7 @@ from llama_perf.devices.device import check_device
 from llama_perf.errors import PromptError, SpecError, TokenizerError, UserError
 from llama_perf.files import append_line, check_new_folder, writing
 from llama_perf.llama.compiler import compiler_settings
+from llama_perf.llama.engine import Engine
 from llama_perf.measure.environment import collect
 from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.timing import RowMemoryMeter, Sample, measure_row, time_row
@@ -36,6 +37,7 @@ from llama_perf.report.table import choice_table
 from llama_perf.results.disturbance import disturbance_of
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status
+from llama_perf.rows.schemes import package_of
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted, shown
 
@@ -87,7 +89,7 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
         print(f"Bandwidth achieved: {read_gb_s:.2f} GB/s", flush=True)
 
     device = check_device(row.device)
-    settings = compiler_settings(used=row.compile)
+    settings = compiler_settings(used=row.compile, package=package_of(row.quantization))
     with settings, _memory_profile(arguments.memory_profile):
         meter = RowMemoryMeter(device)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
@@ -126,8 +128,10 @@ def run(row: RowSpec, arguments: argparse.Namespace) -> int:
         )
         append_line(Path(arguments.write_result), line)
     if arguments.save:
-        model, source = prepared.engine.model, None if tokenizer is None else checkpoint
-        folder = save_model(model, _saved_folder(row), tokenizer=source)
+        source = None if tokenizer is None else checkpoint
+        folder = save_model(
+            _engine_of(prepared).model, _saved_folder(row), tokenizer=source
+        )
         print(f"saved: {folder.absolute()}")
     report = _report_of(row, measurement, started)
     return code_of(reports.write_all(report, arguments.report))
@@ -273,7 +277,7 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
     # The row's prompt is one position long; the cache must hold real prompts.
     size = row.cache_size or max(2048, 2 * row.max_new_tokens)
     row = replace(row, prompt_length=1, cache_size=size, batch_size=1)
-    with compiler_settings(used=row.compile):
+    with compiler_settings(used=row.compile, package=package_of(row.quantization)):
         prompt = torch.zeros((1, 1), dtype=torch.int64)
         prepared = prepare_row(row, prompt=prompt, notify=print, progress=tell)
         history: list[Message] = []
@@ -297,9 +301,14 @@ def _talk(row: RowSpec, tokenizer: Tokenizer | None) -> None:
                 history.clear()
 
 
+def _engine_of(prepared: PreparedRow) -> Engine:
+    assert isinstance(prepared.engine, Engine), "no option asks for another one"
+    return prepared.engine
+
+
 def _answer(prepared: PreparedRow, tokenizer: Tokenizer, ids: list[int]) -> str:
     """Print the answer to a prompt of these ids as it comes; returns it."""
-    row, engine = prepared.row, prepared.engine
+    row, engine = prepared.row, _engine_of(prepared)
     prompt = torch.tensor([ids], device=engine.model.device)
     free = row.allocated_positions - engine.filled - len(ids)
     max_new_tokens = min(row.max_new_tokens, free)

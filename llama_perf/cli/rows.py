@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(
         parser,
         *("--set", "--rows", "--row", "--shard"),
-        set="list a set of rows that comes with the package (default: every set)",
+        set="list a set of rows, this package's or another's (default: every set)",
         rows="list the rows of your own TOML file instead of a set",
         row="list only the rows whose id or name matches the pattern (repeatable)",
         shard="list only the I-th of N parts: every N-th row, starting with the I-th",

@@ -17,16 +17,19 @@ import torch
 from llama_perf.devices import processor
 from llama_perf.devices.device import package_version
 from llama_perf.llama.code_cache import kept_code
-from llama_perf.rows import plugins
+from llama_perf.rows.plugins import home_of
 
 
 @contextmanager
-def compiler_settings(*, used: bool = True, cold: bool = False) -> Iterator[None]:
+def compiler_settings(
+    *, used: bool = True, cold: bool = False, package: str | None = None
+) -> Iterator[None]:
     """Set the inductor flags that torchao recommends for all rows; restore them after.
 
     They change the unquantized kernels too. The compiler's caches of earlier rows are
     dropped: rows share the block's code, and old entries would count as recompilations.
-    With `cold` nothing that was compiled before is used. A row that uses no compiler
+    With `cold` nothing that was compiled before is used; of a scheme of a `package`
+    nothing that was compiled of other code of it. A row that uses no compiler
     does without its import, which takes a second.
     """
     if not used:
@@ -42,7 +45,7 @@ def compiler_settings(*, used: bool = True, cold: bool = False) -> Iterator[None
         warnings.catch_warnings(),
         # Loops over a hidden state are too short to be worth a second thread.
         config.patch({**dict.fromkeys(flags, True), "cpp.min_chunk_size": 1 << 15}),
-        own_cache_entries(cold=cold),
+        own_cache_entries(cold=cold, package=package),
         patch.dict(lowering._maybe_layout_constraints, constraints),
     ):
         # torchao's tensors lack the hash that torch 2.13 caches compiled graphs by.
@@ -66,7 +69,9 @@ def load_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def own_cache_entries(*, cold: bool = False) -> Iterator[None]:
+def own_cache_entries(
+    *, cold: bool = False, package: str | None = None
+) -> Iterator[None]:
     """Compile for this machine, these libraries and this revision: no other's code.
 
     What is compiled is kept for later runs, unless `cold`: then nothing is found and
@@ -78,7 +83,7 @@ def own_cache_entries(*, cold: bool = False) -> Iterator[None]:
 
     # Every compiler's settings; they carry no types.
     shared: Any = torch.compiler.config
-    key = code_key()
+    key = code_key(package)
     # g++ 12 crashes on precompiled headers where an arm64 processor has SVE.
     flags = {"cpp_cache_precompile_headers": False} if processor.is_arm64() else {}
     with (
@@ -89,8 +94,8 @@ def own_cache_entries(*, cold: bool = False) -> Iterator[None]:
         yield
 
 
-def code_key() -> str:
-    """What compiled code depends on.
+def code_key(package: str | None = None) -> str:
+    """What compiled code depends on, with the code of a scheme's own package.
 
     ATEN_CPU_CAPABILITY changes the processor: inductor would take code for AVX-512 and
     compile it without AVX-512. Code for one number of threads is wrong for another. Of
@@ -107,9 +112,8 @@ def code_key() -> str:
         **{name: package_version(name) for name in ("torchao", "triton")},
         "source": source_hash(),
     }
-    # The code of installed packages that multiplies.
-    for offer in plugins.offers(plugins.SCHEMES):
-        parts[offer.package] = hash_of_files(offer.home)
+    if package not in (None, "torchao"):
+        parts[f"source of {package}"] = hash_of_files(home_of(package))
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 

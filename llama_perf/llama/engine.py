@@ -24,6 +24,7 @@ from llama_perf.llama.decode_step import (
     InjectedSteps,
     new_step,
 )
+from llama_perf.llama.engine_weights import EngineWeights
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.fused_step import fused_step
@@ -74,7 +75,7 @@ def generate(
     )
 
 
-class Engine:
+class Engine(EngineWeights):
     """A model with its caches, ready to generate.
 
     The first `filled` positions are the same for every prompt, which starts behind
@@ -340,7 +341,3 @@ class Engine:
         """All tensors of the caches and the masks."""
         modules = (*self.caches, *self._masks)
         return list(chain.from_iterable(module.buffers() for module in modules))
-
-    def tensors(self) -> list[Tensor]:
-        """The weights, the embedding, and `cache_tensors`."""
-        return [*self.model.parameters(), *self.model.buffers(), *self.cache_tensors()]

@@ -20,9 +20,9 @@ from torch.func import functional_call
 from llama_perf.checkpoints.load import parse_dtype
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.errors import NotRunnable
-from llama_perf.llama.engine import Engine
 from llama_perf.llama.layers import rotary
 from llama_perf.llama.options import GREEDY
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.measure.closeness_text import LEAST_TOKENS, Text
 from llama_perf.measure.distributions import ComparedLogits, is_best
 from llama_perf.measure.prepare import PreparedRow
@@ -47,7 +47,7 @@ def closeness_db(prepared: PreparedRow, observed: Observed) -> float | None:
     None where the unquantized weights are not at hand, and for a row with positions
     that were filled before, which the reference would have to read as well.
     """
-    weights, model = prepared.unquantized, prepared.engine.model
+    weights, model = prepared.unquantized, prepared.engine.architecture
     if weights is None or prepared.engine.filled:
         return None
     text, places = (part[:SEQUENCES] for part in observed.text())
@@ -190,7 +190,7 @@ def _row_side(
     return torch.stack(logits), tokens[-1, prompt_length:]
 
 
-def _engine(prepared: PreparedRow, count: int, prompt_length: int) -> Engine:
+def _engine(prepared: PreparedRow, count: int, prompt_length: int) -> RowEngine:
     """The row's engine, or one like it whose cache has room for so many tokens."""
     row, engine = prepared.row, prepared.engine
     needed = row.fill + max(count, prompt_length + GREEDY_TOKENS)

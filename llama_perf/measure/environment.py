@@ -22,6 +22,7 @@ from llama_perf.llama import code_cache
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.results.run import Environment
 from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 
 # Seen wrong with 2.11.0 on an AMD EPYC, right there on an Intel Xeon with AMX and the
 # strides of `compiler_settings`, and right with 2.13.0; 2.12 was not tried.
@@ -110,7 +111,7 @@ def build_problem(row: RowSpec) -> str | None:
     torch and torchao are not, and such rows run without a compiler.
     """
     native = row.quantization is not None and row.kernels == "native"
-    ours = native or row.fused or row.attention == "decode"
+    ours = native or (row.engine != TRANSFORMERS and row.attention == "decode")
     if row.compile or (ours and device_of(row.device).needs_triton):
         return compiler_problem(row.device)
     return None

@@ -17,6 +17,7 @@ from llama_perf.measure.own_bytes import own_bytes
 from llama_perf.measure.working_bytes import cache_and_working_bytes
 from llama_perf.quantize.autoquant.choose import candidates
 from llama_perf.quantize.autoquant.timing import Product, weight_bytes
+from llama_perf.quantize.libraries import LIBRARIES
 from llama_perf.quantize.registry import config_for
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT, OWN, UNQUANTIZED, Scheme
@@ -24,7 +25,7 @@ from llama_perf.rows.spec import RowSpec
 
 # torchao's int4 for CUDA pads N and K to multiples of these.
 _TILE_ROWS, _TILE_COLUMNS = 8, 1024
-# torchao's schemes that only a GPU can build: whether they fit is not checked here.
+# Of torchao, schemes that only a GPU can build: whether they fit is not checked here.
 _BUILT_ONLY_ON_CUDA = ("int4wo", "float8dq-tensor", "float8dq-row")
 
 
@@ -104,7 +105,11 @@ def model_bytes(
     shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
     linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
-    unchecked = kernels == "torchao" and parsed and parsed.family in _BUILT_ONLY_ON_CUDA
+    unchecked = parsed is not None and (
+        # They need not be installed where sizes are asked for.
+        kernels in LIBRARIES
+        or (kernels == "torchao" and parsed.family in _BUILT_ONLY_ON_CUDA)
+    )
     if parsed is not None and parsed.family != OWN and not unchecked:
         cpu = torch.device("cpu")
         built = config_for(parsed, kernels=kernels, device=cpu, dtype=dtype)
@@ -127,6 +132,8 @@ def model_bytes(
             return linear_bytes(None, shape) if own is None else own
         if kernels == "torchao":
             return _torchao_bytes(scheme, rows, columns, dtype, device)
+        if kernels in LIBRARIES:
+            return _library_bytes(scheme, rows, columns, dtype)
         if name not in AUTOQUANT:
             return _strip_bytes(name, columns) * -(-rows // LANES)
         return min(linear_bytes(tried, shape) for tried in candidates(name, columns))
@@ -160,3 +167,18 @@ def _torchao_bytes(
     # float8 has a float32 scale for each row or for the weight, int8 an int8 zero too.
     scales = 1 if scheme.family == "float8dq-tensor" else rows
     return rows * columns + scales * (5 if scheme.family.startswith("int8") else 4)
+
+
+def _library_bytes(scheme: Scheme, rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Bytes as gemlite and bitsandbytes keep a weight.
+
+    A bitsandbytes that multiplies four bits fast on a CPU has scales of half the size.
+    """
+    if scheme.family in ("nf4", "fp4"):
+        return rows * columns // 2 + 4 * rows * columns // 64
+    if scheme.group_size is not None:
+        # A scale and a zero for every group.
+        groups = rows * columns // scheme.group_size
+        bits = scheme.bits or 4
+        return rows * columns * bits // 8 + 2 * groups * dtype.itemsize
+    return rows * columns + 4 * rows

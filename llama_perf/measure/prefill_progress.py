@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llama_perf.devices.device import device_of
-from llama_perf.llama.engine import Engine
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.words import counted
 
 INTERVAL_S = 1.0
@@ -17,7 +17,7 @@ INTERVAL_S = 1.0
 
 @contextmanager
 def told_prefill(
-    engine: Engine, progress: Callable[[str], None], *, step: str, noun: str
+    engine: RowEngine, progress: Callable[[str], None], *, step: str, noun: str
 ) -> Iterator[None]:
     """Tell `progress` how far the prompts have come that the block prefills.
 

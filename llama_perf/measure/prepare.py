@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,15 +20,17 @@ from llama_perf.checkpoints.load import (
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.errors import NotRunnable, TooLarge
+from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.presets import preset, preset_name
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.measure.environment import broken_upstream, build_problem
 from llama_perf.measure.predict import RowBytes, predict
 from llama_perf.measure.prefill_progress import told_prefill
+from llama_perf.peers.transformers_model import check_installed, import_transformers
 from llama_perf.quantize.apply import (
     Quantizer,
     chosen_schemes,
@@ -37,11 +39,13 @@ from llama_perf.quantize.apply import (
     record_scheme,
 )
 from llama_perf.quantize.autoquant.choose import choose
+from llama_perf.quantize.libraries import LIBRARIES, import_library
 from llama_perf.quantize.plugins import installed_scheme
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import AUTOQUANT
 from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 from llama_perf.words import counted
 
 OpenModel = Callable[..., tuple[WeightsReader, Path | None]]
@@ -66,7 +70,7 @@ class PreparedRow:
     """
 
     row: RowSpec
-    engine: Engine
+    engine: RowEngine
     prompt: Tensor
     weights: str
     build_s: float
@@ -158,20 +162,27 @@ def prepare_row(
             dtype=dtype,
             schemes=chosen_schemes(choices),
         )
-    model = build_model(reader, dtype=dtype, device=device, quantizer=quantizer)
+    filling = text[:, : row.fill] if row.fill else None
+    build: Any = {"dtype": dtype, "device": device, "quantizer": quantizer}
+    engine: RowEngine
+    if row.engine == TRANSFORMERS:
+        engine = _transformers_engine(row, reader, slowdown=slowdown, **build)
+    else:
+        own = installed_scheme(row.quantization)
+        own_product = own.fused_product if own is not None and row.fused else None
+        options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
+        ours = engine = Engine(build_model(reader, **build), options)
+        if filling is not None:
+            progress(f"filling {counted(row.fill, 'position')}")
+            with told_prefill(engine, progress, step="filling", noun="position"):
+                ours.fill(filling)
     if row.quantization is not None:
         record_scheme(
-            model, scheme=row.quantization, kernels=row.kernels, modules=row.modules
+            engine.model,
+            scheme=row.quantization,
+            kernels=row.kernels,
+            modules=row.modules,
         )
-    own = installed_scheme(row.quantization)
-    own_product = own.fused_product if own is not None and row.fused else None
-    options = EngineOptions.of(row, own_product=own_product, slowdown=slowdown)
-    engine = Engine(model, options)
-    filling = text[:, : row.fill] if row.fill else None
-    if filling is not None:
-        progress(f"filling {counted(row.fill, 'position')}")
-        with told_prefill(engine, progress, step="filling", noun="position"):
-            engine.fill(filling)
     lengths = None
     if row.ragged:
         # From one token to the prompt's length, evenly.
@@ -190,6 +201,29 @@ def prepare_row(
         weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
+
+
+def _transformers_engine(
+    row: RowSpec, reader: WeightsReader, *, slowdown: float, **build: Any
+) -> RowEngine:
+    """Imports transformers, which takes seconds: only such a row waits for it."""
+    from llama_perf.peers.transformers_engine import TransformersEngine
+    from llama_perf.peers.transformers_model import build_transformers_model
+
+    if slowdown:
+        raise UserError(
+            f"inject-slowdown: engine {TRANSFORMERS!r} cannot repeat its steps"
+        )
+    model = build_transformers_model(reader, **build)
+    return TransformersEngine(model, EngineOptions.of(row))
+
+
+def load_libraries(row: RowSpec) -> None:
+    """Import the libraries that `row` needs and others do not; raises NotRunnable."""
+    if row.engine == TRANSFORMERS:
+        import_transformers()
+    if row.kernels in LIBRARIES:
+        import_library(row.kernels)
 
 
 def check_runnable(row: RowSpec, *, open_model: OpenModel = open_model) -> None:
@@ -216,6 +250,8 @@ def _open_row(
     row: RowSpec, dtype: torch.dtype, device: torch.device, open_model: OpenModel
 ) -> tuple[Quantizer | None, WeightsReader]:
     _check_built(row)
+    if row.engine == TRANSFORMERS:
+        check_installed()
     quantizer = None
     if row.quantization is not None:
         quantizer = make_quantizer(
@@ -232,6 +268,11 @@ def _open_row(
         from llama_perf.quantize.torchao_schemes import check_compiled
 
         check_compiled(str(as_run.quantization), device)
+    if row.compile and as_run.quantization == "llm-int8":
+        raise NotRunnable(
+            "llm-int8 chooses columns by their values, which torch.compile cannot:"
+            " leave out compile"
+        )
     _check_memory(as_run, reader, device)
     return quantizer, reader
 

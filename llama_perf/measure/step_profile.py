@@ -7,6 +7,7 @@ frees again.
 """
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -65,22 +66,33 @@ def count_work(prepared: PreparedRow) -> Work:
     counted = min(2, most - steps) if on_host else 1
     generator = torch.Generator(device=prepared.prompt.device).manual_seed(0)
     request = prepared.request(generator, counted + steps)
-    tokens = prepared.engine.stream(prepared.prompt, **request)
     # Without torch.profiler around it, which makes an object of each event.
-    with autograd_profiler.profile(enabled=on_host, profile_memory=True) as recorded:
-        for _ in range(counted):
-            next(tokens)
+    recorder = autograd_profiler.profile(enabled=on_host, profile_memory=True)
+    profiler = profile(activities=[device.activity], acc_events=True)
+    waits: list[str] = []
+    with ExitStack() as watched:
+        watched.enter_context(recorder)
+        n_tokens = 0
+
+        def after_token() -> None:
+            """Profile the last steps; those before are only counted."""
+            nonlocal n_tokens, waits
+            n_tokens += 1
+            if n_tokens in (counted, counted + steps):
+                watched.close()
+                if n_tokens < counted + steps:
+                    watched.enter_context(profiler)
+                    watched.callback(device.synchronize)
+                    waits = watched.enter_context(device.counting_waits())
+
+        engine = prepared.engine
+        engine.watched(prepared.prompt, after_token=after_token, **request)
     peak_bytes = None
     if on_host:
-        working_bytes = _working_bytes(recorded)
-        peak_bytes = sum(map(tensor_bytes, prepared.engine.tensors())) + working_bytes
+        working_bytes = _working_bytes(recorder)
+        peak_bytes = sum(map(tensor_bytes, engine.tensors())) + working_bytes
     if steps < 1:
         return Work(None, peak_bytes)
-    with profile(activities=[device.activity], acc_events=True) as profiler:
-        with device.counting_waits() as waits:
-            for _ in tokens:
-                pass
-        device.synchronize()
     step = _step_work(profiler, device.activity.name, steps)
     if step is not None and not on_host:
         step = replace(step, host_waits=len(waits) / steps)

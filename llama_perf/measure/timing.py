@@ -19,7 +19,7 @@ from torch import Tensor
 from llama_perf.devices.device import device_of
 from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiled_anew
-from llama_perf.llama.engine import Engine
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.closeness import closeness_db
 from llama_perf.measure.gpu_state import GpuWatch
@@ -226,7 +226,7 @@ def measure_row(
     )
 
 
-def memory_parts(engine: Engine) -> MemoryParts:
+def memory_parts(engine: RowEngine) -> MemoryParts:
     """What the tensors of an engine take, which are there all the time."""
     all_bytes = sum(map(tensor_bytes, engine.tensors()))
     cache_bytes = sum(map(tensor_bytes, engine.cache_tensors()))

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import filterfalse
+from functools import cache, partial
+from itertools import count, filterfalse
 from typing import Any
 
 import torch
@@ -22,14 +22,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from llama_perf.errors import SpecError, ValuesError
-from llama_perf.llama.attention import KVCache, Place, VisiblePositions
-from llama_perf.llama.engine import Engine
-from llama_perf.llama.transformer import TransformerBlock, is_unquantized
+from llama_perf.llama.attention import CAUSAL, KVCache, Place, VisiblePositions
+from llama_perf.llama.layers import rotary
+from llama_perf.llama.row_engine import RowEngine
+from llama_perf.llama.transformer import is_unquantized
 from llama_perf.measure.prefill_progress import told_prefill
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.quantize.plugins import rounds_activations
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.rows.schemes import OWN, is_config
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 from llama_perf.words import counted
 
 DECODED = 8
@@ -46,6 +48,8 @@ OPERATORS, DEQUANTIZED = "operators", "dequantized weights"
 _DTYPE_DB = {"float32": 60.0, "float16": 30.0, "bfloat16": 14.0}
 _DYNAMIC_DB = 8.0
 _CACHE_DB = 12.0
+# A config may round activations to 4 bits, which left 7.5 dB. A wrong product leaves 0.
+_CONFIG_DB = 3.0
 # Rows of int4 that are unpacked at a time: a multiple of every processor's block, and
 # few enough that what lies between stays in the processor's cache.
 _STRETCH = 64
@@ -143,9 +147,14 @@ def check_row_values(prepared: PreparedRow, observed: Observed) -> ValueCheck:
     wanted = _reference(engine, observed, dequantized=dequantized)
     logits = observed.logits[:SEQUENCES].float()
     # What each rounding leaves of the signal.
-    limits_db = [_DTYPE_DB[row.dtype]]
+    quantized = _quantized(engine)
+    dtypes = {getattr(weight, "product_dtype", row.dtype) for weight in quantized}
+    limits_db = [_DTYPE_DB[str(dtype).removeprefix("torch.")] for dtype in dtypes]
+    limits_db.append(_DTYPE_DB[row.dtype])
     if rounds_activations(prepared.quantization):
         limits_db.append(_DYNAMIC_DB)
+    if is_config(prepared.quantization):
+        limits_db.append(_CONFIG_DB)
     if row.kv_cache is not None:
         limits_db.append(_CACHE_DB)
     least_db = min(limits_db)
@@ -194,31 +203,43 @@ def decibels(ratio: float) -> float:
     return min(10 * math.log10(ratio), _SAME_DB) if ratio > 0 else -_SAME_DB
 
 
+def _quantized(engine: RowEngine) -> list[Any]:
+    """A weight of each kind of those that are quantized."""
+    weights = filterfalse(is_unquantized, engine.tensors())
+    return list({type(weight): weight for weight in weights}.values())
+
+
 def _needs_dequantized(prepared: PreparedRow) -> bool:
     """Whether the operators are no reference, and the weights show their codes."""
     row, engine = prepared.row, prepared.engine
-    # Of a scheme that is not ours the operators may be wrong themselves.
+    # Of a scheme that is not ours the operators may be wrong themselves, and another
+    # library's engine is compared with this project's modules.
     trusted = row.kernels != OWN and not is_config(prepared.quantization)
+    trusted &= row.engine != TRANSFORMERS
     if trusted and (row.compile or row.capture or row.fused):
         return False
-    quantized: dict[type, Any] = {}
-    for weight in filterfalse(is_unquantized, engine.model.parameters()):
-        quantized.setdefault(type(weight), weight)
-    with suppress(NotImplementedError):
-        for weight in quantized.values():
-            _float(weight)
-        return True
+    # A method of that name that wants arguments is not about this weight.
+    with suppress(NotImplementedError, TypeError):
+        return all(
+            _float(weight).shape == weight.shape for weight in _quantized(engine)
+        )
     return False
 
 
-def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tensor:
+def _reference(engine: RowEngine, observed: Observed, *, dequantized: bool) -> Tensor:
     """Float32 logits (sequences, N, V) that the tokens are to be chosen from."""
-    model, start = engine.model, engine.filled
     text, places = observed.text()
+    if not dequantized:
+        return engine.plain_logits(text, places)[:SEQUENCES]
+    model, start = engine.architecture, engine.filled
     end = start + text.shape[1]
+    layers = map(partial(engine.layer_weights, read=_float), count())
 
-    def run_wide(block: Any, x: Tensor, cache: KVCache, place: Place) -> Any:
+    def run_wide(block: Any, x: Tensor, cache: KVCache | None, place: Place) -> Any:
         """In float32, over a copy of the block's cache as long as the text."""
+        weights = next(layers)
+        if cache is None:
+            return functional_call(block, weights, (x.float(), None, place))
         options: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         options |= {"batch_size": len(x), "cache_size": end}
         options |= {"kind": engine.options.kv_cache, "window": cache.window}
@@ -226,25 +247,22 @@ def _reference(engine: Engine, observed: Observed, *, dequantized: bool) -> Tens
         for copied, filled in zip(wide.tensors, cache.tensors, strict=True):
             if copied is not None and filled is not None:
                 copied[:, :, :start] = filled[:, :, :start]
-        return functional_call(block, _wide(block), (x.float(), wide, place))
+        return functional_call(block, weights, (x.float(), wide, place))
 
+    positions = torch.arange(start, end, device=text.device)
     x = model.hidden(
         text,
-        torch.arange(start, end, device=model.device),
+        positions,
         caches=engine.caches,
-        visible=VisiblePositions(end=end),
-        run_block=run_wide if dequantized else TransformerBlock.forward,
+        visible=CAUSAL if engine.caches is None else VisiblePositions(end=end),
+        run_block=run_wide,
+        started=(engine.embedded(text), rotary(model.frequencies(), positions)),
     )
     rows = torch.arange(min(len(x), SEQUENCES), device=x.device)[:, None]
-    x = x[rows, places[:SEQUENCES]]
-    if dequantized:
-        normed: Tensor = functional_call(model.norm, _wide(model.norm), (x,))
-        return normed @ _float(model.output.weight).T
-    return model.head(x).float()
-
-
-def _wide(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: _float(weight) for name, weight in module.named_parameters()}
+    final = engine.final_weights(_float)
+    norm = {"weight": final["norm.weight"]}
+    normed: Tensor = functional_call(model.norm, norm, (x[rows, places[:SEQUENCES]],))
+    return normed @ final["output.weight"].T
 
 
 def _float(weight: Tensor) -> Tensor:
@@ -301,10 +319,9 @@ def _codes(packed: Tensor) -> Tensor:
 
 
 @contextmanager
-def damaged_scale(engine: Engine) -> Iterator[None]:
+def damaged_scale(engine: RowEngine) -> Iterator[None]:
     """Multiply one scale of the first layer while the engine runs."""
-    block: Any = engine.model.layers[0]
-    weight = block.attention.wo.weight
+    weight: Any = engine.output_projection
     if is_unquantized(weight):
         # It has no scale: its first row takes the place of one.
         scale: Tensor = weight.data[0]

@@ -25,6 +25,7 @@ from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.live_bytes import LiveBytes
 from llama_perf.rows.spec import RowSpec
+from llama_perf.rows.transformers_fields import TRANSFORMERS
 
 # One count serves all rows that differ in these: other code keeps less.
 _EAGER: dict[str, Any] = dict.fromkeys(
@@ -35,6 +36,10 @@ _EAGER: dict[str, Any] = dict.fromkeys(
 def cache_and_working_bytes(config: ModelConfig, row: RowSpec) -> tuple[int, int]:
     """Bytes of caches and mask; the most alive at once besides them and the weights."""
     eager = replace(row.unquantized, limits=None, **_EAGER)
+    if row.engine == TRANSFORMERS:
+        # It attends to its whole cache, under a mask that is made anew.
+        own: Any = {"attention": "sdpa", "linear_causal_mask": True}
+        eager = replace(eager, engine="llama-perf", **own)
     layer_bytes, mask_bytes, working_bytes = _on_meta(config.of_one_layer, eager)
     layers, size = range(config.n_layers), row.allocated_positions
     # A mask for each window, and one for layers without any.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llama_perf.errors import SpecError
+from llama_perf.llama.row_engine import RowModel
 from llama_perf.llama.transformer import (
     Origin,
     Transformer,
@@ -99,7 +100,7 @@ def quantized_already(scheme: str, origin: Origin | None) -> SpecError:
 
 
 def record_scheme(
-    model: Transformer, *, scheme: str, kernels: str, modules: str | None = None
+    model: RowModel, *, scheme: str, kernels: str, modules: str | None = None
 ) -> None:
     """Have the model's origin say what it was quantized to."""
     if model.origin is not None:

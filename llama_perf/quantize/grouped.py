@@ -96,6 +96,23 @@ class UintxWeight(GroupedWeight, families=("uintx",)):
         return f"uintx-{self.bits}-{self.group}"
 
 
+def codes_of_groups(
+    weight: Tensor, scheme: Scheme, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, uint8 (N, K), scales of `dtype` and float32 zeros (N, G).
+
+    They are those of the native scheme, for libraries that pack them: (c - z) * s.
+    """
+    assert scheme.group_size is not None, f"{scheme.name} has no group size"
+    groups = weight.detach().float().unflatten(1, (-1, scheme.group_size))
+    kind, bits = (OFFSET, 4) if scheme.bits is None else (PACKED, scheme.bits)
+    found = _quantized(groups, dtype, bits, kind, hqq=scheme.hqq)
+    codes, scale, zero = (tensor.flatten(1) for tensor in found)
+    if kind == OFFSET:
+        zero = MIDDLE - zero / scale
+    return codes, scale.to(dtype), zero
+
+
 Search = Callable[..., tuple[Tensor, ...]]
 
 

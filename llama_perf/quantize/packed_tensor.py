@@ -12,26 +12,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
-from torchao.utils import TorchAOBaseTensor
 
 from llama_perf.errors import SpecError
 from llama_perf.kernels import products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
+from llama_perf.quantize.quantized_tensor import QuantizedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
 from llama_perf.rows.spec import DTYPE_TOKENS
 
-aten = torch.ops.aten
-
 _LARGEST = 2.0**126
 
 
-class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
+class PackedTensor(QuantizedTensor):
     """Base of the packed weights, (rows, columns), of nn.Linear.
 
     A subclass names its `families`, which registers it for them, and its tensors in
@@ -40,42 +37,14 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
     `column_multiple` is what K must be a multiple of.
     """
 
-    tensor_data_names: ClassVar = ["codes", "scale"]
-    tensor_attribute_names: ClassVar = ["rows", "columns", "activation_dtype"]
     column_multiple: ClassVar = 1
     families: ClassVar[Sequence[str]] = ()
-    codes: Tensor
-    scale: Tensor
-    rows: int
-    columns: int
-    activation_dtype: torch.dtype
 
     def __init_subclass__(cls, families: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.families = families
-        # After torchao's, on each class: its own `.to` would drop the dtype.
-        cls.implements(aten._to_copy.default)(_moved)
-        cls.implements(aten.linear.default)(_linear)
-        cls.implements_torch_function(F.linear)(_linear)
         torch.serialization.add_safe_globals([cls])
         register(*families, kernels="native")(lambda it, *_: NativeConfig(it, cls))
-
-    @staticmethod
-    def __new__(cls, *values: Any) -> "PackedTensor":
-        """The tensors of `tensor_data_names`, then the attributes, in their order."""
-        names = (*cls.tensor_data_names, *cls.tensor_attribute_names)
-        assert len(names) == len(values), f"{cls.__name__} takes {names}"
-        *_, rows, columns, dtype = values
-        self: PackedTensor = torch.Tensor._make_wrapper_subclass(
-            cls, (rows, columns), dtype=dtype, device=values[0].device
-        )
-        for name, value in zip(names, values, strict=True):
-            setattr(self, name, value)
-        return self
-
-    def __init__(self, *values: Any) -> None:
-        # `__new__` sets everything; torch.Tensor's own takes no such arguments.
-        pass
 
     @classmethod
     def from_float(cls, weight: Tensor, scheme: Scheme) -> "PackedTensor":
@@ -92,48 +61,14 @@ class PackedTensor(TorchAOBaseTensor):  # type: ignore[misc]
         return self.families[0]
 
     def laid_out_for(self, device: torch.device) -> "PackedTensor":
-        """The same weight, not moved, in the layout that `device` multiplies.
-
-        Most schemes have one layout for all devices.
-        """
         del device
         return self
 
+    def product(self, x: Tensor) -> Tensor:
+        return products.product(x, self.packed())
+
     def dequantize(self) -> Tensor:
-        """The weight as an ordinary tensor of this one's dtype, (rows, columns)."""
         return products.dequantized(self.packed()).to(self.activation_dtype)
-
-    def _stable_hash_for_caching(self) -> str:
-        names, attributes = self.__tensor_flatten__()
-        tensors = [getattr(self, name) for name in names]
-        shapes = [(tuple(part.shape), str(part.dtype)) for part in tensors]
-        return f"{type(self).__name__} {shapes} {attributes} {self.device}"
-
-
-def _linear(_func: Any, _types: Any, args: Any, kwargs: Any) -> Tensor:
-    x, weight = args[0], args[1]
-    bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-    if x.ndim == 0 or x.shape[-1] != weight.columns:
-        allowed = f"the last dimension must be K = {weight.columns}"
-        raise SpecError("x", tuple(x.shape), allowed)
-    if not x.is_floating_point():
-        raise SpecError("x", str(x.dtype), "allowed: floating point")
-    out = products.product(x.reshape(-1, weight.columns), weight.packed())
-    out = out.view(*x.shape[:-1], weight.rows)
-    return out if bias is None else out.add(bias)
-
-
-def _moved(_func: Any, _types: Any, args: Any, kwargs: Any) -> PackedTensor:
-    self: PackedTensor = args[0]
-    target = self._get_to_kwargs(*args[1:], **(kwargs or {}))
-    device = target["device"]
-    self = self.laid_out_for(torch.device(device))
-    tensors = [
-        getattr(self, name).to(device, non_blocking=target["non_blocking"])
-        for name in self.tensor_data_names
-    ]
-    attributes = [getattr(self, name) for name in self.tensor_attribute_names[:-1]]
-    return type(self)(*tensors, *attributes, target["dtype"])
 
 
 @dataclass(frozen=True)

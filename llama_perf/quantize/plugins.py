@@ -124,4 +124,5 @@ def rounds_activations(name: str | None) -> bool:
         return own.rounds_activations
     scheme = name or ""
     # Of a config of the user's own that is not known.
-    return "dq" in scheme or ":" in scheme or scheme.startswith("autoquant")
+    some = ("autoquant", "llm-int8")
+    return "dq" in scheme or ":" in scheme or scheme.startswith(some)

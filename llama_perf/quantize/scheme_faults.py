@@ -9,8 +9,7 @@ import torch
 
 from llama_perf.errors import NotRunnable, SchemeError, UserError
 from llama_perf.rows.config_call import TORCHAO
-from llama_perf.rows.plugins import SCHEMES, offers
-from llama_perf.rows.schemes import Scheme, is_built_in
+from llama_perf.rows.schemes import package_of
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def scheme_faults(name: str | None) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if name is None or (package := _package_of(name)) is None:
+        if (package := package_of(name)) is None:
             raise
         for cause in _causes(error):
             if (place := place_in(cause, package)) is None:
@@ -35,16 +34,6 @@ def scheme_faults(name: str | None) -> Iterator[None]:
                 raise NotRunnable(line) from error
             raise SchemeError(line) from error
         raise
-
-
-def _package_of(name: str) -> str | None:
-    """The package whose code a scheme runs; None of one that is built in."""
-    if ":" in name:
-        config = Scheme.parse(name).config
-        return None if config is None else config.package
-    found = (offer for offer in offers(SCHEMES) if offer.name == name)
-    offer = None if is_built_in(name) else next(found, None)
-    return None if offer is None else offer.module_package
 
 
 def first_line(error: BaseException) -> str:

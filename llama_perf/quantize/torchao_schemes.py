@@ -73,7 +73,7 @@ def float8dq(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> AOBase
     """Weights and activations in e4m3, a scale for each row and token, or tensor."""
     if device.type != "cuda":
         raise NotRunnable(f"{scheme.name} needs a CUDA card with float8 (sm_89 or up)")
-    _check_capability(scheme.name, device)
+    check_float8(scheme.name, device)
     if dtype == torch.float32:
         raise NotRunnable(f"{scheme.name} takes bfloat16 or float16, not float32")
     by_row = scheme.family == "float8dq-row"
@@ -93,10 +93,11 @@ def check_compiled(name: str, device: torch.device) -> None:
     compiled, Triton does, and knows e4m3 from sm_89 on.
     """
     if name == "float8wo" and device.type == "cuda":
-        _check_capability(f"compiled {name}", device)
+        check_float8(f"compiled {name}", device)
 
 
-def _check_capability(name: str, device: torch.device) -> None:
+def check_float8(name: str, device: torch.device) -> None:
+    """Raise NotRunnable where the card has no float8."""
     if (capability := torch.cuda.get_device_capability(device)) < (8, 9):
         major, minor = capability
         raise NotRunnable(

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -43,22 +44,36 @@ class Offer:
         return self.entry_point.load()
 
     @property
+    def parts(self) -> tuple[str, str]:
+        """The module and what of it is named, "a.b:c" being "a.b" and "c"."""
+        module, _, name = self.entry_point.value.partition(":")
+        return module.strip(), name.strip()
+
+    @property
     def module_package(self) -> str:
         """The package that is imported."""
-        return self.entry_point.module.partition(".")[0]
+        return self.parts[0].partition(".")[0]
 
     @property
     def home(self) -> Path | None:
-        """The package's outermost folder, or its only module; None without one.
+        """Where the package is, as `home_of` has it."""
+        return home_of(self.module_package)
 
-        Found without importing it.
-        """
-        spec = find_spec(self.module_package)
-        if spec is None:
-            return None
-        if spec.submodule_search_locations:
-            return Path(spec.submodule_search_locations[0])
-        return None if spec.origin is None else Path(spec.origin)
+
+def home_of(package: str) -> Path | None:
+    """The folder of a package that can be imported, or the file of a module, or None.
+
+    Found without importing it.
+    """
+    spec = None
+    # Of a name that is none.
+    with suppress(ValueError, ImportError):
+        spec = find_spec(package)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    return None if spec.origin is None else Path(spec.origin)
 
 
 def offers(group: str) -> tuple[Offer, ...]:
@@ -117,8 +132,8 @@ def offered(
 
 def rows_file(offer: Offer) -> Path:
     """The TOML file of a set, "package:file.toml"; raises RecordError."""
-    _, *inner = offer.entry_point.module.split(".")
-    name = offer.entry_point.attr
+    module, name = offer.parts
+    _, *inner = module.split(".")
     if offer.home is not None and name.endswith(".toml"):
         path = offer.home.joinpath(*inner, name)
         if path.is_file():

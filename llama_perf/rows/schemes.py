@@ -22,17 +22,21 @@ AUTOQUANT = {
 }
 """The schemes from which each autoquant chooses."""
 _NATIVE, _BOTH = ("native",), ("native", "torchao")
+_BITSANDBYTES = ("bitsandbytes",)
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "int8wo": _BOTH,
-    "int8dq": _BOTH,
-    "float8wo": _BOTH,
+    "int8wo": (*_BOTH, "gemlite"),
+    "int8dq": (*_BOTH, "gemlite", "bitsandbytes"),
+    "float8wo": (*_BOTH, "gemlite"),
     "float8dq-tensor": _BOTH,
-    "float8dq-row": _BOTH,
+    "float8dq-row": (*_BOTH, "gemlite"),
     "fp6": _NATIVE,
     "sparse-marlin": _NATIVE,
     **dict.fromkeys(AUTOQUANT, _NATIVE),
-    "int4wo": _BOTH,
-    "uintx": _NATIVE,
+    "nf4": _BITSANDBYTES,
+    "fp4": _BITSANDBYTES,
+    "llm-int8": _BITSANDBYTES,
+    "int4wo": (*_BOTH, "gemlite"),
+    "uintx": (*_NATIVE, "gemlite"),
 }
 """The kernels that a family of schemes is built on, the preferred ones first."""
 OWN = "own"
@@ -134,6 +138,17 @@ def is_built_in(name: str) -> bool:
     """Whether a scheme's name is this project's, with any parameters."""
     taken = (*FAMILIES, UNQUANTIZED, OWN)
     return name in taken or name.startswith(tuple(f"{it}-" for it in _WITH_GROUPS))
+
+
+def package_of(name: str | None) -> str | None:
+    """The package whose code a scheme runs; None of one that is built in."""
+    if name is None or is_built_in(name):
+        return None
+    if ":" in name:
+        config = Scheme.parse(name).config
+        return None if config is None else config.package
+    offers = (one for one in plugins.offers(plugins.SCHEMES) if one.name == name)
+    return next((offer.module_package for offer in offers), None)
 
 
 def check_one_package(name: str, *, field: str = "quantization") -> None:

@@ -21,13 +21,13 @@ from llama_perf.rows.schemes import (
     Scheme,
     is_config,
 )
+from llama_perf.rows.transformers_fields import TRANSFORMERS, check_fields
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
 DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEVICES = ("cuda", "cpu")
 KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
-ENGINES = ("llama-perf", "transformers")
 ATTENTIONS = ("decode", "sdpa")
 KV_CACHES = ("int8", "fp8")
 PERSISTENT = "persistent"
@@ -114,11 +114,11 @@ class RowSpec:
             scheme = Scheme.parse(self.quantization, kernels=self.kernels)
             self._set_scheme(scheme)
             family = scheme.family
-        elif self.kernels == "torchao":
-            need = "an unquantized row has no torchao kernels"
+        elif self.kernels in KERNELS[1:]:
+            need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
-        check_choice("engine", self.engine, ENGINES)
+        check_choice("engine", self.engine, ("llama-perf", TRANSFORMERS))
         if self.modules is not None and self.quantization is None:
             need = "an unquantized row quantizes no modules"
             raise SpecError("modules", self.modules, need)
@@ -159,8 +159,8 @@ class RowSpec:
         ):
             if getattr(self, name) and not fulfilled:
                 raise SpecError(name, getattr(self, name), need)
-        tokens = self.batch_size * self.allocated_positions
-        if tokens > MAX_TOKENS:
+        check_fields(self.work, _DEFAULTS)
+        if (tokens := self.batch_size * self.allocated_positions) > MAX_TOKENS:
             reason = f"allowed: {MAX_TOKENS} positions of all sequences, not {tokens}"
             raise SpecError("batch_size", self.batch_size, reason)
         if self.cache_size is not None and self.cache_size < self.positions:

@@ -58,8 +58,8 @@ class RunRequest:
     """
 
     set: str | None = _option(
-        "run a set of rows that comes with the package (default: cuda on a machine"
-        " with a CUDA GPU, else cpu)",
+        "run a set of rows, which comes with this package or with another one"
+        " (default: cuda on a machine with a CUDA GPU, else cpu)",
         "NAME",
     )
     rows: Path | None = _option(
@@ -72,8 +72,8 @@ class RunRequest:
         "run only the I-th of N parts: every N-th row, starting with the I-th", "I/N"
     )
     checkpoints: Path | None = _option(
-        "look for each row's model by its name in this folder; a model that is not"
-        " there gets synthetic weights of the same shape",
+        "look for each row's model by its name in this folder first; a preset that is"
+        " not here gets synthetic weights of its shape",
         "DIR",
     )
     isolate: str = _option(

@@ -27,7 +27,7 @@ from llama_perf.measure.closeness_text import text_of
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.predict import predict
-from llama_perf.measure.prepare import PreparedRow, prepare_row
+from llama_perf.measure.prepare import PreparedRow, load_libraries, prepare_row
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     Progress,
@@ -41,6 +41,7 @@ from llama_perf.quantize.scheme_faults import first_line, scheme_faults
 from llama_perf.results.closeness_report import ClosenessResult
 from llama_perf.results.measurement import Closeness, Measurement
 from llama_perf.results.run import Environment, RowResult, Status
+from llama_perf.rows.schemes import package_of
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker_protocol import NOTE
@@ -133,7 +134,11 @@ class Session:
     def _prepare(self, row: RowSpec, progress: Progress) -> tuple[int, ...]:
         device, slowdown = check_device(row.device), self.options.slowdown(row.id)
         with ExitStack() as settings:
-            settings.enter_context(compiler_settings(used=row.compile))
+            settings.enter_context(
+                compiler_settings(
+                    used=row.compile, package=package_of(row.quantization)
+                )
+            )
             progress("building")
             self._load(row, device)
             gc.freeze()
@@ -183,6 +188,7 @@ class Session:
                 load_compiler(device)
             # Building the row reports what is wrong with it.
             with suppress(UserError, NotRunnable):
+                load_libraries(row)
                 self._opened(row.model, dtype=parse_dtype(row.dtype), device=device)
         finally:
             gc.enable()
@@ -196,7 +202,7 @@ class Session:
         def notify(line: str) -> None:
             progress(f"{NOTE}{line}")
 
-        with compiler_settings(used=row.compile):
+        with compiler_settings(used=row.compile, package=package_of(row.quantization)):
             progress("building")
             self._load(row, device)
             prepared = prepare_row(
@@ -225,7 +231,11 @@ class Session:
         device = check_device(row.device)
         used = device_of(device)
         ceiling = self.ceiling(device)
-        with compiler_settings(used=row.compile, cold=self.options.cold_compile):
+        with compiler_settings(
+            used=row.compile,
+            cold=self.options.cold_compile,
+            package=package_of(row.quantization),
+        ):
             progress("building")
             self._load(row, device)
             # What is there already outlives the row, and looking through it takes as

@@ -76,16 +76,18 @@ CALLS = (
     "torchao:Int8DynamicActivationUIntxWeightConfig()",
     "torchao.experimental.quant_api:UIntxWeightOnlyConfig()",
     "torchao:IntNWeightOnlyConfig(n=4)",
-    f"{_CODEBOOK}.codebook:CodebookWeightOnlyConfig(block_size=(1, 1))",
+    f"{_CODEBOOK}.codebook.codebook_quantized_tensor:CodebookWeightOnlyConfig("
+    "block_size=(1, 1))",
     f"{_CODEBOOK}.codebook_coreml:CodebookWeightOnlyConfig("
     "block_size=[-1, 8], dtype=torch.uint4)",
-    "torchao:GroupwiseLutWeightConfig()",
+    "torchao:GroupwiseLutWeightConfig(lut_block_shape=[64, -1])",
     "torchao:BlockSparseWeightConfig()",
     "torchao:SemiSparseWeightConfig()",
     f"torchao:AWQConfig({_AFTER})",
     f"torchao:SmoothQuantConfig({_AFTER})",
     "torchao:GPTQConfig(base_config=Int4WeightOnlyConfig(), step='observe')",
-    "torchao:QATConfig(base_config=Int8WeightOnlyConfig())",
+    "torchao:QATConfig(base_config=IntxWeightOnlyConfig(weight_dtype=torch.int4),"
+    " step='prepare')",
     "torchao:FqnToConfig()",
 )
 TRAINING = (
@@ -105,9 +107,11 @@ _KINDS = {
     "act_quant_scale": "needs calibration or training",
     "NoneType' object has no attribute 'detach'": "needs calibration or training",
     "mslk": "needs another package",
+    "Requires ": "needs another package",
     "gemlite": "needs another package",
     "_cpu": "needs torchao built with its kernels for CPUs",
     "support device 'cpu'": "needs another device",
+    "scaling configuration": "needs CUDA (sm_100)",
     "sm100": "needs CUDA (sm_100)",
     "compute capability": "needs CUDA (sm_89)",
     "CUDA": "needs CUDA",

@@ -119,6 +119,13 @@ def test_parts_that_do_not_fit(tmp_path: Path) -> None:
     )
     message = fault({WQ: torch.ones(16)}, number=0)
     assert message.startswith(f"consolidated.01.pth: {WQ}: shape ")
+    parts = parts_of(samples.all_weights(), 2, 1)
+    for part in parts:
+        part["tok_embeddings.weight"] = torch.tensor(1.0)
+    assert file_refusal(write(tmp_path, parts)) == (
+        "tok_embeddings.weight: shape () is not allowed; params.json, for 2 parts"
+        " together, wants (48, 32)"
+    )
     (tmp_path / "consolidated.01.pth").write_bytes(b"PK")
     assert file_refusal(tmp_path).startswith("consolidated.01.pth: damaged, ")
 
@@ -136,8 +143,8 @@ def test_parts_that_are_missing(tmp_path: Path) -> None:
         assert file_refusal(tmp_path) == (
             f"{name} is missing; the last one is consolidated.02.pth"
         )
-    (tmp_path / "consolidated.copy.pth").touch()
+    (tmp_path / "consolidated.002.pth").touch()
     assert refusal(open_weights, tmp_path, error=WeightsError) == (
-        f"{tmp_path}: the file 'consolidated.copy.pth' is not allowed; allowed:"
+        f"{tmp_path}: the file 'consolidated.002.pth' is not allowed; allowed:"
         " consolidated.00.pth, consolidated.01.pth, ..."
     )

@@ -20,11 +20,13 @@ from llama_perf.checkpoints.hub import HubName, hub_name
 from llama_perf.checkpoints.load import open_model
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer
 from llama_perf.errors import SpecError, TokenizerError, WeightsError
+from llama_perf.llama.presets import PRESETS
 from llama_perf.measure.prepare import predict_row, prepare_row
 from llama_perf.rows.selection import select
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.checkpoints import test_gguf
 from tests.correctness.checkpoints.test_safetensors import make_model
+from tests.correctness.support import weights_files
 from tests.correctness.support import weights_samples as samples
 from tests.correctness.support.errors import refusal
 
@@ -119,6 +121,15 @@ def test_a_gguf_in_the_cache_and_the_tokenizer_beside_it(cache: Path) -> None:
     assert find_tokenizer(snapshot) == snapshot / "tokenizer.model"
 
 
+def test_metas_files_in_a_snapshot(cache: Path) -> None:
+    folder = cache / "models--o--m" / "snapshots" / COMMIT / "original"
+    folder.mkdir(parents=True)
+    message = refusal(open_weights, folder, error=WeightsError)
+    assert message.endswith(f"; `hf download o/m --revision {COMMIT}` downloads it")
+    weights_files.consolidated(folder)
+    assert open_weights(folder).source == f"pth:o/m@{COMMIT[:12]}/original"
+
+
 def test_an_incomplete_snapshot_names_the_command(cache: Path) -> None:
     snapshot = download(cache)
     command = f"; `hf download {NAME} --revision {COMMIT}` downloads it"
@@ -152,15 +163,15 @@ def test_a_revision_that_is_not_in_the_cache(cache: Path) -> None:
         (f"{NAME}@{OTHER}", OTHER, f" --revision {OTHER}"),
     ):
         assert refusal(find_checkpoint, model, error=WeightsError) == (
-            f"model: '{model}': {folder} has no revision {revision}; it has {COMMIT};"
-            f" `hf download {NAME}{option}` downloads it"
+            f"checkpoint: '{model}': {folder} has no revision {revision}; it has"
+            f" {COMMIT}; `hf download {NAME}{option}` downloads it"
         )
     (folder / "refs" / "main").write_bytes(b"\xff\xfe")
     message = refusal(find_checkpoint, NAME, error=WeightsError)
     assert message.startswith(f"{folder}: cannot be read: ")
 
 
-LLAMA = "meta-llama/Llama-3.2-1B"
+LLAMA, NO_PATH = "meta-llama/Llama-3.2-1B", "no such file or folder"
 ABSENT = f"{LLAMA} is not in the hub cache {{}}; `hf download {LLAMA}{{}}` downloads it"
 
 
@@ -169,20 +180,17 @@ def test_a_presets_name_that_is_not_in_the_cache(cache: Path) -> None:
     assert check_model(LLAMA) == (note,)
     reader, path = open_model(LLAMA, checkpoints=None, **OPEN)
     assert (reader.source, reader.notes, path) == ("synthetic", (note,), None)
-    stories = "karpathy/stories15M"
-    own_note = re.escape(note.replace(LLAMA, stories))
-    with pytest.warns(UserWarning, match=f"^{own_note}$"):
-        load_model(stories)
     # A revision is of definite weights, and a folder that is here is no owner.
     message = refusal(check_model, f"{LLAMA}@v1", error=WeightsError)
-    assert message == "model: " + ABSENT.format(cache, " --revision v1")
+    absent = ABSENT.format(cache, " --revision v1")
+    assert message == f"checkpoint: '{LLAMA}@v1': {NO_PATH}, and {absent}"
     Path("meta-llama").mkdir()
     message = refusal(check_model, LLAMA, error=WeightsError)
-    assert message == f"checkpoint: '{LLAMA}': no such file or folder"
-    message = refusal(check_model, "some-org/unknown", error=WeightsError)
-    assert message == (
-        f"model: some-org/unknown is not in the hub cache {cache};"
-        " `hf download some-org/unknown` downloads it"
+    assert message == f"checkpoint: '{LLAMA}': {NO_PATH}"
+    open_unknown = partial(open_model, "some-org/unknown", checkpoints=None, **OPEN)
+    assert refusal(open_unknown, error=WeightsError) == (
+        f"checkpoint: 'some-org/unknown': {NO_PATH}, and some-org/unknown is not in the"
+        f" hub cache {cache}; `hf download some-org/unknown` downloads it"
     )
 
 
@@ -192,7 +200,7 @@ def test_without_the_hubs_library(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert find_checkpoint(NAME) is None
     absent = "{} is not looked for: pip install huggingface_hub"
     message = refusal(check_model, NAME, error=WeightsError)
-    assert message == "model: " + absent.format(NAME)
+    assert message == f"checkpoint: '{NAME}': {NO_PATH}, and {absent.format(NAME)}"
     assert check_model(LLAMA) == ("synthetic weights: " + absent.format(LLAMA),)
 
 
@@ -221,15 +229,20 @@ def test_a_row_of_such_a_name(cache: Path) -> None:
     assert predict_row(named).model_size_bytes == tiny
 
 
-def test_a_row_of_made_up_weights_says_so(cache: Path) -> None:
+def test_a_row_of_made_up_weights_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny-2L", samples.TINY)
     told: list[str] = []
-    row = RowSpec(model="karpathy/stories15M", dtype="float32", device="cpu")
+    row = RowSpec(model="o/tiny-2L", dtype="float32", device="cpu")
     prepared = prepare_row(row, notify=told.append)
     assert prepared.weights == "synthetic"
     (note,) = prepared.weights_notes
     assert note in told
-    absent = f"karpathy/stories15M is not in the hub cache {cache}; "
+    absent = f"o/tiny-2L is not in the hub cache {cache}; "
     assert note.startswith(f"synthetic weights: {absent}")
+    with pytest.warns(UserWarning, match=f"^{re.escape(note)}$"):
+        load_model("o/tiny-2L")
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import torch
 
 from llama_perf import load_model, save_model
 from llama_perf.checkpoints.config import to_hugging_face
+from llama_perf.checkpoints.saved import SAVED_KERNELS
 from llama_perf.checkpoints.tokenizers.chat import Message, encode_chat
 from llama_perf.checkpoints.tokenizers.files import find_tokenizer, load_tokenizer
 from llama_perf.errors import SaveError, TokenizerError
-from llama_perf.rows.spec import KERNELS
 from tests.correctness.checkpoints.test_pth import Evil
 from tests.correctness.checkpoints.test_save import assert_same, change_said, quantized
 from tests.correctness.quantize.test_apply import SMALL, small
@@ -132,7 +132,7 @@ def tokens(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("[")]
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", SAVED_KERNELS)
 def test_generate_saves_what_it_measured_and_goes_on_from_it(
     kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:

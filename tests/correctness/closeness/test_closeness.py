@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from llama_perf import generate, load_model, quantize_model
+from llama_perf.checkpoints.saved import SAVED_KERNELS
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices import processor
 from llama_perf.kernels import cache_codes, products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.options import GREEDY
 from llama_perf.rows.schemes import AUTOQUANT, FAMILIES, INT4_GROUP_SIZES, Scheme
-from llama_perf.rows.spec import KERNELS
 from scripts.doc_tables import caches, figures, operators, smollm2, twins
 from scripts.doc_tables import closeness as table
 from scripts.doc_tables.document import Key
@@ -41,7 +41,7 @@ UINTX = ("uintx-4-64", "uintx-5-32", "uintx-2-8")
 GROUPED = (*INT4, *(f"{name}-hqq" for name in INT4), *UINTX)
 BUILT = [
     (scheme, kernels)
-    for kernels in KERNELS
+    for kernels in SAVED_KERNELS
     for scheme in schemes_on(kernels, grouped=GROUPED, autoquant=True)
 ]
 KEYS = {*table.ROWS, *((*scheme, "unquantized") for scheme in BUILT)}

@@ -3,6 +3,7 @@
 A package's author checks a kernel so.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -13,12 +14,16 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton
-from llama_perf_example_scheme.nf4 import GROUP, LEVELS, NF4Tensor, product
+from llama_perf_example_scheme.nf4 import GROUP, LEVELS, NF4Config, NF4Tensor, product
+from torchao.quantization import quantize_
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from llama_perf import EngineOptions
+from llama_perf.llama.engine import Engine
 from llama_perf.llama.layers import RMSNorm
 from tests.correctness.support.engines import distance
+from tests.correctness.support.fused import check, small_model
 from tests.correctness.support.kernel_samples import INTERPRETED
 
 
@@ -75,6 +80,16 @@ def test_the_kernel_is_its_formula(
     out = product(x, weights, norm=norm, residual=residual)
     assert out.dtype == dtype
     assert distance(out.float(), expected) < (1e-5 if dtype.itemsize == 4 else 5e-3)
+
+
+def test_the_kernel_runs_a_fused_step(card: torch.device) -> None:
+    model = small_model(None, card)
+    quantize_(model, NF4Config())
+    modules = Engine(model, EngineOptions(cache_size=24))
+    options = EngineOptions(cache_size=24, fused=True, own_product=product)
+    check((modules, Engine(model, options)), torch.ones(1, 2).long().to(card), 1e-5)
+    again = deepcopy(model).logits(torch.ones(1, 2).long())
+    torch.testing.assert_close(again, model.logits(torch.ones(1, 2).long()))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

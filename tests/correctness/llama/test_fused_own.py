@@ -124,7 +124,7 @@ def test_a_wrong_kernel_has_no_speed(tmp_path: Path) -> None:
 
     def checked(product: Counting) -> None:
         options = EngineOptions.of(replace(row, fused=True), own_product=product)
-        engine = Engine(prepared.engine.model, options)
+        engine = Engine(prepared.engine.architecture, options)
         fused: PreparedRow = replace(prepared, engine=engine)
         check_row_values(fused, warm_up_row(fused, torch.Generator().manual_seed(0)))
 

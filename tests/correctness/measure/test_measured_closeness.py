@@ -85,7 +85,7 @@ def by_whole_models(prepared: PreparedRow, prompt_length: int) -> ComparedLogits
     ids, sums = TEXT.ids, ComparedLogits()
     row, wanted = (
         model.logits(ids[None, :-1])[0, prompt_length - 1 :]
-        for model in (prepared.engine.model, twin)
+        for model in (prepared.engine.architecture, twin)
     )
     sums.add(row, wanted, ids[prompt_length:])
     return sums
@@ -148,14 +148,14 @@ def test_a_damaged_scale_shows() -> None:
 
 def test_logits_that_are_no_numbers_end_the_row() -> None:
     prepared = built(quantization="int8wo")
-    prepared.engine.model.norm.weight.data[0] = torch.nan
+    prepared.engine.architecture.norm.weight.data[0] = torch.nan
     words = "closeness: its logits hold NaN or infinity"
     assert refusal(measured, prepared, error=ValuesError) == words
 
 
 def test_weights_that_were_saved_quantized_have_no_twin(tmp_path: Path) -> None:
     prepared = built(quantization="int8wo")
-    save_model(prepared.engine.model, tmp_path / "saved")
+    save_model(prepared.engine.architecture, tmp_path / "saved")
     row = RowSpec(model=str(tmp_path / "saved"), dtype="float32", device="cpu")
     opened = OpenedModel()
     again = prepare_row(row, opened=opened)
@@ -190,7 +190,7 @@ def test_a_cache_that_a_row_fixes_limits_the_text() -> None:
 
 def test_it_leaves_the_rows_weights_and_draws_as_they_were() -> None:
     prepared = built(quantization="int8wo")
-    model = prepared.engine.model
+    model = prepared.engine.architecture
     before = [quantized.dequantize().clone() for quantized in packed(model)]
     state = torch.get_rng_state()
     measured(prepared)

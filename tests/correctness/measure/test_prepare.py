@@ -129,7 +129,7 @@ def test_a_small_model_is_read_once_for_rows_that_have_it(
     first = prepare_row(row, opened=opened)
     assert read.called
     # A row never writes into what the next one gets.
-    prepare_row(plain, opened=opened).engine.model.tok_embeddings.weight.zero_()
+    prepare_row(plain, opened=opened).engine.architecture.tok_embeddings.weight.zero_()
     assert torch.equal(reader.embedding(), embedding)
     again = prepare_row(row, opened=opened)
     with torch.no_grad():
@@ -218,6 +218,7 @@ def test_a_row_is_filled_before_it_is_timed(kind: bool | str, attention: str) ->
     assert messages[1:] == ["filling 9 positions"]
     assert prepared.engine.filled == 9
     assert prepared.engine.cache_size == ROW.positions + 9
+    assert prepared.engine.caches is not None
     k_cache = prepared.engine.caches[-1].k_cache
     assert k_cache[:, :, :9].any(-1).all()
     assert not k_cache[:, :, 9:].any()

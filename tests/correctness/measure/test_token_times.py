@@ -13,6 +13,7 @@ from llama_perf.devices.device import device_of
 from llama_perf.llama.decode_step import InjectedSteps
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.timing import RowMemoryMeter, measure_row, time_row
@@ -27,7 +28,7 @@ STEPS_MS = (10, 20, 30, 40)
 class Clock:
     """Stands still but for prompts, which take PROMPT_MS, and steps, STEPS_MS."""
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, engine: RowEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ns = 10**15
         self._steps: Iterator[int] = iter(())
         monkeypatch.setattr("time.perf_counter_ns", lambda: self.now_ns)

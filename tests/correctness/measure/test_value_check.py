@@ -1,15 +1,11 @@
 """A row that computes wrong values has no speed."""
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
-from llama_perf import save_model
 from llama_perf.errors import ValuesError
 from llama_perf.llama.compiler import compiler_settings
 from llama_perf.measure import value_check
@@ -24,18 +20,10 @@ from tests.correctness.support import engines
 from tests.correctness.support.schemes import schemes_on
 
 
-@cache
-def checkpoints() -> TemporaryDirectory[str]:
-    """With a model whose widths every scheme's kernels take."""
-    folder = TemporaryDirectory()
-    save_model(engines.new_model(engines.SMALL), Path(folder.name) / "small")
-    return folder
-
-
 def built(**fields: Any) -> PreparedRow:
     wanted = {"device": "cpu", "dtype": "float32", "max_new_tokens": 12, **fields}
     row = RowSpec(model="small", **wanted)
-    return prepare_row(row, checkpoints=Path(checkpoints().name))
+    return prepare_row(row, checkpoints=engines.small_checkpoints())
 
 
 def seeded() -> torch.Generator:

@@ -201,7 +201,7 @@ def test_a_row_a_model_and_a_saved_one_run_on_what_was_chosen(
             make_quantizer(scheme, kernels="native", **CPU)(linear, "linear")
     logits = expected.logits(prepared.prompt)
     saved = load_model(save_model(model, tmp_path / "saved"))
-    for quantized in (model, prepared.engine.model, saved):
+    for quantized in (model, prepared.engine.architecture, saved):
         kinds = {
             (linear.out_features, linear.in_features): type(linear.weight.data).__name__
             for linear in linears(quantized).values()

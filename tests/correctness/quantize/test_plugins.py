@@ -14,6 +14,7 @@ from llama_perf.llama.presets import preset
 from llama_perf.measure.predict import model_bytes
 from llama_perf.quantize import plugins
 from llama_perf.quantize.apply import make_quantizer
+from llama_perf.rows.schemes import package_of
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.packages import Install, installer
@@ -101,10 +102,13 @@ def test_what_cannot_be_imported_says_where(cli: CommandLine) -> None:
 
 
 def test_compiled_code_is_of_the_package_as_it_is(home: Path) -> None:
-    before = code_key()
-    assert code_key() == before
+    packages = [package_of(name) for name in ("half", "bits.scheme:Config()")]
+    assert packages == ["bits", "bits"]
+    before, others = code_key("bits"), code_key(package_of("int8wo"))
+    assert code_key("bits") == before != others
     (home / "scheme.py").write_text(f"{MODULE}\n", encoding="utf-8")
-    assert code_key() != before
+    assert code_key("bits") != before
+    assert code_key() == others
 
 
 @pytest.mark.parametrize(

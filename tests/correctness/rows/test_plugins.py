@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_perf.errors import RecordError
+from llama_perf.errors import RecordError, SchemeError
+from llama_perf.quantize.plugins import own_scheme
 from llama_perf.rows import plugins, selection
 from llama_perf.rows.schemes import OWN, Scheme, check_one_package
 from llama_perf.rows.spec import RowSpec
@@ -89,6 +90,22 @@ def test_a_set_of_a_package_is_read_without_importing_it(cli: CommandLine) -> No
     assert message.startswith("set: 'bit' is not allowed; did you mean bits? ")
 
 
+@pytest.mark.parametrize(
+    "value", ["rows.toml", "odd:rows", "odd.sub:rows.toml", "not a module:x.toml", ":"]
+)
+def test_a_set_that_is_written_wrongly_costs_no_other(
+    install: Install, cli: CommandLine, value: str
+) -> None:
+    install("odd", sets={"odd-rows": value}, schemes={"odd": value})
+    message = refusal(selection.load_set, "odd-rows", error=RecordError)
+    assert message == (
+        f"set odd-rows of odd 1.0 ({value}): no such file; write it as"
+        " `NAME = 'package:file.toml'`, a file in that package's folder"
+    )
+    assert f"set odd-rows: not listed: {message}" in cli("rows")[0]
+    assert "cannot be imported: " in refusal(own_scheme, "odd", error=SchemeError)
+
+
 def test_a_wrong_row_of_a_package_is_named_with_its_package(install: Install) -> None:
     wrong = {"rows.toml": "[[row]]\nmodel = '7B'\nquantization = 'third-bit'\n"}
     install("other", sets={"others": "other:rows.toml"}, files=wrong)
@@ -132,5 +149,5 @@ def test_packages_may_be_left_out(
     monkeypatch.setenv(plugins.OFF, "1")
     without = cli("rows")[0]
     assert "some-bits" in with_them
-    assert "bits" not in without
+    assert "some-bits" not in without
     assert "'bits' is not allowed" in refusal(selection.load_set, "bits")

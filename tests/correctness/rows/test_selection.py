@@ -93,13 +93,14 @@ def test_the_reference_device_holds_the_published_figures() -> None:
 
 
 def test_every_set_loads_and_no_id_stands_in_two_sets() -> None:
-    # But for two that are mostly a choice of the others' rows (see test_cuda_check.py).
-    names = set(selection.set_names()) - {"cuda", "cuda-check"}
+    # But for those that are mostly a choice of the others' rows.
+    chosen = {"cuda", "cuda-check", "peers"}
+    names = set(selection.set_names()) - chosen
     every = [row for name in sorted(names) for row in load_set(name)]
     assert {"reference", "cpu"} <= set(selection.set_names())
     work = {row.id: row.fingerprint for row in every}
     assert len(work) == len(every)
-    for name in ("cuda", "cuda-check"):
+    for name in chosen:
         for row in load_set(name):
             assert work.get(row.id, row.fingerprint) == row.fingerprint
 

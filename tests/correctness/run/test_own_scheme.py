@@ -58,7 +58,7 @@ def test_a_row_is_measured_and_prepared_again_for_pairs(session: Session) -> Non
     assert now is not None
     assert now.check is not None
     # What activations are rounded to is not known of such a scheme.
-    assert (now.check.least_db, now.check.against) == (8.0, "dequantized weights")
+    assert (now.check.least_db, now.check.against) == (3.0, "dequantized weights")
     for _ in range(2):
         assert session.prepare(ROW) == ()
         assert isinstance(session.sample(), tuple)

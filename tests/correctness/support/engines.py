@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.save import save_model
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import GREEDY, EngineOptions
+from llama_perf.llama.row_engine import RowEngine
 from llama_perf.llama.transformer import Transformer
 from tests.correctness.support.weights_samples import TINY
 
@@ -58,6 +62,21 @@ def model() -> Transformer:
     return new_model()
 
 
+@cache
+def _small_folder() -> TemporaryDirectory[str]:
+    folder = TemporaryDirectory()
+    save_model(new_model(SMALL), Path(folder.name) / "small")
+    return folder
+
+
+def small_checkpoints() -> Path:
+    """A folder with the checkpoint `small`, whose widths every scheme's kernels take.
+
+    It is there as long as the process.
+    """
+    return Path(_small_folder().name)
+
+
 def engine(of: Transformer | None = None, **options: Any) -> Engine:
     return Engine(of or model(), EngineOptions(**{"cache_size": SIZE, **options}))
 
@@ -67,7 +86,7 @@ def tokens(batch: int = 1, length: int = SIZE, seed: int = 0) -> Tensor:
     return torch.randint(TINY.vocab_size, (batch, length), generator=generator)
 
 
-def greedy(one: Engine, prompt: Tensor, count: int, **options: Any) -> Tensor:
+def greedy(one: RowEngine, prompt: Tensor, count: int, **options: Any) -> Tensor:
     return one.generate(prompt, max_new_tokens=count, sampling=GREEDY, **options)
 
 
