@@ -123,6 +123,16 @@ class ModelConfig:
         window = self.window(layer) or 0
         return window if window < cache_size else 0
 
+    def first_layers(self, count: int) -> "ModelConfig":
+        """The same with its first `count` layers only."""
+        layers, nope = self.window_layers, self.nope_layers
+        return replace(
+            self,
+            n_layers=count,
+            window_layers=layers and tuple(i for i in layers if i < count),
+            nope_layers=tuple(layer for layer in nope if layer < count),
+        )
+
     @property
     def of_one_layer(self) -> "ModelConfig":
         """The same with one layer only, with a window if any layer has one."""

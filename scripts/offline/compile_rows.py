@@ -63,7 +63,7 @@ def meta_engine(row: RowSpec) -> Engine:
     dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
     # Alike layers launch alike; the first one's input is the embedding.
     with META:
-        model = Transformer(replace(preset(row.model), n_layers=2))
+        model = Transformer(preset(row.model).first_layers(2))
     model.to(dtype).requires_grad_(False).eval()
     if scheme is not None:
         quantize = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)

@@ -242,6 +242,16 @@ def test_every_kernel_of_a_fused_row_waits_before_it_touches_memory(
         assert spilled_bytes == 0, code.kernel
 
 
+@disassembled
+@pytest.mark.parametrize("model", ["Qwen3-0.6B", "Mistral-7B-v0.1"])
+def test_norms_of_heads_and_windows_are_in_the_same_launches(model: str) -> None:
+    generated = generation(model, cache_size=8192)
+    assert kernels(generated.step) == STEP
+    for code in generated.code.values():
+        assert wrong_before_the_wait(instructions(code.cubin)) == [], code.kernel
+        assert assembled(code.ptx, 90)[1] == 0, code.kernel
+
+
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types.
 def hasty(x, out, WHEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """Loads, stores or ends before its wait, or does not wait at all."""
