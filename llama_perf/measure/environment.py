@@ -33,6 +33,9 @@ def collect(device: torch.device) -> Environment:
     """The environment of `device` and of this process."""
     return Environment(
         **fingerprint(device),
+        transformers=package_version("transformers"),
+        bitsandbytes=package_version("bitsandbytes"),
+        gemlite=package_version("gemlite"),
         llama_perf=package_version("llama-perf"),
         commit=_commit() if is_checkout() else None,
     )

@@ -42,6 +42,9 @@ class Environment:
     float32_matmul_precision: str | None
     device_uuid: str | None = None
     cpu_features: str | None = None
+    transformers: str | None = None
+    bitsandbytes: str | None = None
+    gemlite: str | None = None
 
     def __post_init__(self) -> None:
         # It names a folder of baselines.
