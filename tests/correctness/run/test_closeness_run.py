@@ -125,7 +125,7 @@ def test_a_baseline_is_recorded_with_it_once(project: Project, made_up: Ends) ->
     project.cli(*project.words("baseline", "record", "--processes", "2", "--closeness"))
     (path,) = (project.path / "baselines").glob(f"*/{baselines.FILE_NAME}")
     rows = {row.id: row.measurement.closeness for row in baselines.read(path).rows}
-    assert rows == {INT8: CLOSENESS}
+    assert rows == {PLAIN: None, INT8: CLOSENESS}
 
 
 def test_rows_are_tests_and_a_row_that_lost_closeness_fails(
