@@ -124,7 +124,7 @@ _ROWS = {f"`{row.id}`": row for row in load_set("reference")}
 def _draw_peak(name: str) -> tuple[list[str], list[str]]:
     row = _ROWS[name]
     predicted, took = predict_row(row), published(row).peak_memory_bytes
-    sizes = (took, predicted.peak_bytes, *astuple(predicted))
+    sizes = (took, predicted.peak_bytes, *astuple(predicted)[:4])
     figures = (*(size / GB for size in sizes), ceiling_gb(row))
     return [f"{figure:.2f}" for figure in figures], []
 
