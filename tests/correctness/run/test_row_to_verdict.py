@@ -1,4 +1,4 @@
-"""A Qwen3 and a Mistral with a window: from a file of rows to verdict and closeness."""
+"""A file of rows to verdicts: a Qwen3, a Mistral with a window, a config of torchao."""
 
 from dataclasses import replace
 from functools import cache
@@ -29,6 +29,12 @@ fused = true
 [[row]]
 model = "Mistral-tiny"
 kv_cache_quantization = "int8"
+
+[[row]]
+model = "Qwen3-tiny"
+quantization = "torchao:Int8WeightOnlyConfig(granularity=PerGroup(32))"
+name = "int8-g32"
+modules = "*.feed_forward.*"
 """
 MODELS = {"Qwen3-tiny": "qwen3", "Mistral-tiny": "mistral with a window"}
 
