@@ -5,7 +5,6 @@ It holds no arithmetic: `llama_perf.run.closeness_run` compares and judges.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -127,11 +126,7 @@ class ClosenessPlugin:
         if report.results:
             self._unwritten += reports.write_all(report, self._request.report)
         self._unwritten += filter(None, [self._run.file.problem])
-        if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        if terminal.reporter(self._config) is None:
-            for problem in self._unwritten:
-                print(f"ERROR: {problem}", file=sys.stderr)
+        terminal.fail_for(self._unwritten, session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(

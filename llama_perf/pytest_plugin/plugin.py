@@ -9,7 +9,6 @@ traps of pytest-benchmark that this file guards against.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -255,11 +254,7 @@ class LlamaPerfPlugin:
         if self._request.results_named and self._run.file.problem is not None:
             self._unwritten.insert(0, self._run.file.problem)
         self._unwritten += self._offer.problems
-        if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        if terminal.reporter(self._config) is None:
-            for problem in self._unwritten:
-                print(f"ERROR: {problem}", file=sys.stderr)
+        terminal.fail_for(self._unwritten, session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(

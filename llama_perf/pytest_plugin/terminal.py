@@ -1,7 +1,7 @@
 """Where pytest writes, and how a user's mistake ends it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -48,3 +48,15 @@ def usage_errors() -> Iterator[None]:
         yield
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def fail_for(problems: Sequence[str], session: pytest.Session) -> None:
+    """Have a session fail that could not write what its user wants.
+
+    Without a terminal's reporter the problems go to stderr.
+    """
+    if problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    if reporter(session.config) is None:
+        for problem in problems:
+            print(f"ERROR: {problem}", file=sys.stderr)
