@@ -157,7 +157,7 @@ class StoredWeights(WeightsReader):
                     f"{self.path}: {name}: shape {self.shapes[name]} is not"
                     f" allowed; {self.config_from} wants {shape}"
                 )
-        # A tied model's file may repeat its embedding as the output layer.
+        # A tied model's file may repeat its embedding as the output layer: see `final`.
         known = {*wanted, *self._parts("output.weight", ())}
         self._refuse(
             [n for n in self.shapes if n not in known and not _BUFFERS.fullmatch(n)],
@@ -176,6 +176,20 @@ class StoredWeights(WeightsReader):
         self.read = cache(self.read)
         for name in self.shapes:
             self.read(name)
+
+    def final(self) -> dict[str, Tensor]:
+        """See `WeightsReader.final`; an output layer that is repeated must be alike."""
+        config = self.config
+        (own,) = self._parts("output.weight", ())
+        if config.tied_embeddings and not self.own_output and own in self.shapes:
+            shape = (config.vocab_size, config.dim)
+            if not torch.equal(self._tensor("output.weight", shape), self.embedding()):
+                (embedding,) = self._parts("tok_embeddings.weight", shape)
+                raise WeightsError(
+                    f"{self.path}: {own} differs from {embedding}, which"
+                    f" {self.config_from} ties to it; allowed: the same values"
+                )
+        return super().final()
 
     def _check_sizes(self) -> None:
         for path, size in self._sizes:

@@ -53,6 +53,10 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if high <= low:
+            allowed = f"allowed: more than low_freq_factor {low}"
+            raise SpecError("high_freq_factor", high, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +107,7 @@ class ModelConfig:
                 allowed = f"allowed: ascending numbers of layers below {self.n_layers}"
                 raise SpecError(name, layers, allowed)
         if self.n_heads % self.n_kv_heads:
-            allowed = f"it must divide n_heads {self.n_heads}"
+            allowed = f"it must divide the number of heads, {self.n_heads}"
             raise SpecError("n_kv_heads", self.n_kv_heads, allowed)
         if self.head_dim % 2:
             raise SpecError("head_dim", self.head_dim, "RoPE needs an even one")

@@ -143,7 +143,7 @@ COUNT = "allowed: a whole number, 1 to 2147483647"
         ("llama.attention.value_length", 4, "allowed: 8"),
         ("llama.attention.key_length", "8", COUNT),
         ("llama.attention.key_length", 8.0, COUNT),
-        ("llama.attention.head_count_kv", 3, "it must divide n_heads 4"),
+        ("llama.attention.head_count_kv", 3, "it must divide the number of heads, 4"),
         ("llama.block_count", 2**31, "allowed: a whole number, 1 to 1000"),
         ("split.count", 2, "merge the parts with llama-gguf-split --merge"),
     ],

@@ -169,6 +169,11 @@ def test_a_wrong_rope_scaling_or_a_missing_field() -> None:
             {**LLAMA3, "factor": 8.0, original: 0.5},
             f"{original}: 0.5 is not allowed; allowed: {COUNT}",
         ),
+        (
+            {**LLAMA3, "factor": 8.0, original: 64, "low_freq_factor": 4.0},
+            "high_freq_factor: 4.0 is not allowed; allowed: more than low_freq_factor"
+            " 4.0",
+        ),
         ({"rope_type": "yarn"}, f"rope_type: 'yarn' is not allowed; allowed: {kinds}"),
     ]
     for scaling, message in scalings:

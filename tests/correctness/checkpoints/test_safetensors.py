@@ -81,13 +81,27 @@ def test_the_folders_configuration_and_what_is_ignored(
     tmp_path: Path, name: str
 ) -> None:
     changes = {"head_dim": 16, "rms_norm_eps": 1e-6, "max_position_embeddings": 64}
-    make_model(tie_word_embeddings=True, **changes).save_pretrained(tmp_path)
+    model = make_model(tie_word_embeddings=True, **changes)
+    model.save_pretrained(tmp_path)
     if name:
-        edit(tmp_path, {name: torch.ones(4 if name == ROTARY else (48, 32))})
+        embedding = model.get_input_embeddings().weight.clone()
+        edit(tmp_path, {name: torch.ones(4) if name == ROTARY else embedding})
     reader = open_weights(tmp_path)
     wanted = {"head_dim": 16, "norm_eps": 1e-6, "context": 64, "tied_embeddings": True}
     assert asdict(reader.config).items() >= wanted.items()
     assert list(reader.final()) == ["norm.weight"]
+
+
+def test_an_output_layer_that_differs_from_the_embedding_it_is_tied_to(
+    tmp_path: Path,
+) -> None:
+    make_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    edit(tmp_path, {their_name("output.weight"): torch.ones(48, 32)})
+    message = refusal(open_weights(tmp_path).final, error=WeightsError)
+    assert message == (
+        f"{tmp_path}: lm_head.weight differs from model.embed_tokens.weight, which"
+        " config.json ties to it; allowed: the same values"
+    )
 
 
 def test_a_missing_output_layer_configuration_or_file(tmp_path: Path) -> None:

@@ -234,7 +234,11 @@ def test_an_unknown_model_is_told_the_presets() -> None:
         ("intermediate_size", "64", "intermediate_size: '64' is not allowed"),
         ("context", 0, "context: 0 is not allowed"),
         ("head_dim", 7, "head_dim: 7 is not allowed; RoPE needs an even one"),
-        ("n_kv_heads", 3, "n_kv_heads: 3 is not allowed; it must divide n_heads 4"),
+        (
+            "n_kv_heads",
+            3,
+            "n_kv_heads: 3 is not allowed; it must divide the number of heads, 4",
+        ),
         ("norm_eps", "small", "norm_eps: 'small' is not allowed"),
         ("norm_eps", float("nan"), "norm_eps: nan is not allowed"),
         ("rope_base", 0, "rope_base: 0 is not allowed"),
