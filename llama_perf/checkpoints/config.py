@@ -303,10 +303,15 @@ def _layers_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
 def from_meta(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Read Meta's `params.json`; raises WeightsError naming `source`."""
     architectures.check_unknown(fields, _META_KNOWN, "params.json", source=source)
+    architectures.check_allowed(
+        fields, {"use_scaled_rope": (False, True)}, source=source
+    )
     defaults: dict[str, Any] = {}
     if fields.get("use_scaled_rope"):
+        # Llama 3.1's file says no more: Meta's code has its factors.
+        own = {"factor": 8.0, "high_freq_factor": 4.0}
         names = _META_SCALING
-        scaling = read_config(RopeScaling, fields, names, source=source, factor=8.0)
+        scaling = read_config(RopeScaling, fields, names, source=source, **own)
         defaults = {"rope_scaling": scaling, "context": 131072}
     names = {ours: own for ours, own in _META.items() if fields.get(own) is not None}
     # A size that is not there is missing, but for those that others imply.

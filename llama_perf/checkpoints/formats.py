@@ -83,6 +83,12 @@ def open_safetensors(folder: Path) -> StoredWeights:
                     )
                 files[name] = path
                 shapes[name] = tuple(file.get_slice(name).get_shape())
+    for name in files if weight_map else ():
+        if name not in weight_map:
+            raise WeightsError(
+                f"{folder / INDEX}: weight_map: the tensor {name} is missing; it is in"
+                f" {files[name].name}"
+            )
     for name, shard in weight_map.items():
         if name not in files or files[name].name != shard:
             own = files.get(name)

@@ -71,7 +71,10 @@ class ChatTemplate:
                     add_generation_prompt=True,
                     **self.variables,
                 )
-                return _joined(parts)
+                written = _joined(parts)
+            if written:
+                return written
+            problem = "the template writes nothing"
         except TemplateSyntaxError as error:
             problem = f"line {error.lineno}: {error.message}"
         except TemplateError as error:

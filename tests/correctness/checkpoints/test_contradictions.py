@@ -14,7 +14,7 @@ import torch
 from llama_perf.checkpoints.config import from_hugging_face, from_meta, to_hugging_face
 from llama_perf.checkpoints.find import open_weights
 from llama_perf.errors import SaveError, WeightsError
-from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.presets import PRESETS
 from tests.correctness.checkpoints import test_pth, test_safetensors
 from tests.correctness.support import architectures
@@ -247,6 +247,13 @@ def test_a_params_json_of_mistral_and_one_of_the_first_llamas(tmp_path: Path) ->
     test_pth.save(tmp_path, {"norm.weight": torch.ones(32)})
     missing = "the tensor tok_embeddings.weight, of two sizes, is missing"
     assert file_refusal(path) == missing
+    scaled = {**samples.PARAMS_JSON, "use_scaled_rope": True}
+    assert from_meta(scaled, source="here").rope_scaling == RopeScaling(factor=8.0)
+    scaled["use_scaled_rope"] = "yes"
+    message = refusal(from_meta, scaled, source="here", error=WeightsError)
+    assert (
+        message == "here: use_scaled_rope: 'yes' is not allowed; allowed: False, True"
+    )
     experts = {**samples.PARAMS_JSON, "moe": {"num_experts": 8}}
     message = refusal(from_meta, experts, source="here", error=WeightsError)
     assert message.startswith('here: moe: {"num_experts": 8} is not allowed; no pa')

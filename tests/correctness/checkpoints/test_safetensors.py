@@ -154,6 +154,10 @@ def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
         changed = {**index, "weight_map": files | change}
         samples.write_json(tmp_path / INDEX, changed)
         assert file_refusal(tmp_path) == f"{INDEX}: weight_map: {message}"
+    others = {key: file for key, file in files.items() if key != name}
+    samples.write_json(tmp_path / INDEX, {**index, "weight_map": others})
+    missing = f"the tensor {name} is missing; it is in {own}"
+    assert file_refusal(tmp_path) == f"{INDEX}: weight_map: {missing}"
 
 
 def test_the_index_is_followed_and_what_is_beside_it_is_noted(tmp_path: Path) -> None:

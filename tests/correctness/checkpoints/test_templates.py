@@ -306,6 +306,12 @@ def test_a_template_without_end(text: str) -> None:
     assert message == SOURCE + "the template writes without end"
 
 
+def test_a_template_that_writes_nothing() -> None:
+    tokenizer = tokenizer_with("qwen2", "{% if false %}x{% endif %}")
+    message = refusal(encode_chat, tokenizer, [USER], error=TokenizerError)
+    assert message == SOURCE + "the template writes nothing"
+
+
 def test_roles_in_another_order_are_the_templates_to_judge() -> None:
     tokenizer = tokenizer_with("llama2", LLAMA2)
     message = refusal(encode_chat, tokenizer, [USER, AGAIN], error=TokenizerError)
