@@ -215,6 +215,7 @@ def test_a_packages_own_weights_multiply() -> None:
     [
         (f"{CONFIG}(bits=9)", SchemeError, "ValueError: 9 bits do not fit a byte, at"),
         (f"{CONFIG}(breaks='handler')", SchemeError, "ArithmeticError: no scale, at"),
+        (f"{CONFIG}(breaks='exit')", SchemeError, "SystemExit: 0, at"),
         (f"{CONFIG}(breaks='name')", SchemeError, "ImportError: cannot import name"),
         (f"{NAME}.broken:X()", SchemeError, "FileNotFoundError: [Errno 2] No such"),
         (
