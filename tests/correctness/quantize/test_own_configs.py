@@ -265,7 +265,7 @@ def test_a_scheme_that_a_package_adds_by_its_name_is_told_alike(
 @pytest.mark.parametrize(
     ("breaks", "reason"),
     [
-        ("nothing", "own left model.layers.0.attention.wqkv, (320, 192), unquantized"),
+        ("nothing", "it left model.layers.0.attention.wqkv, (320, 192), unquantized"),
         ("swap", "it replaces model.layers.0.attention.wqkv by Sequential; allowed:"),
     ],
 )
