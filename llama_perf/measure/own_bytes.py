@@ -56,6 +56,6 @@ def _tried(
             quantize = make_quantizer(scheme, kernels=kernels, **on)
             linear = nn.Linear(columns, rows, bias=False, **on).requires_grad_(False)
             quantize(nn.ModuleDict({"probe": linear}), "probe")
-        except Exception:  # the row itself says what breaks
+        except (Exception, SystemExit):  # the row itself says what breaks
             return None
     return tensor_bytes(linear.weight)

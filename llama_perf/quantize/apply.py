@@ -26,7 +26,13 @@ from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.scheme_faults import scheme_faults
 from llama_perf.results.measurement import LinearChoice
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
-from llama_perf.rows.schemes import AUTOQUANT, UNQUANTIZED, Scheme, check_one_package
+from llama_perf.rows.schemes import (
+    AUTOQUANT,
+    OWN,
+    UNQUANTIZED,
+    Scheme,
+    check_one_package,
+)
 from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
 
 if TYPE_CHECKING:
@@ -168,7 +174,8 @@ def make_quantizer(
                 problem += " quantize the weight of a linear and need no calibration"
                 raise SpecError("quantization", name, problem)
             if is_unquantized(linear.weight):
-                problem = f"{kernels} left {path}, {shapes[path]}, unquantized"
+                who = "it" if kernels == OWN else kernels
+                problem = f"{who} left {path}, {shapes[path]}, unquantized"
                 raise SpecError("quantization", name, problem)
 
     return quantize

@@ -91,7 +91,7 @@ def load(offer: Offer) -> OwnScheme:
     what = f"scheme {offer.name} of {offer.place}"
     try:
         found = offer.load()
-    except Exception as error:  # whatever a package's code raises
+    except (Exception, SystemExit) as error:  # whatever a package's code raises
         where = place_in(error, offer.module_package)
         reason = f"{type(error).__name__}: {first_line(error)}"
         reason += "" if where is None else f", at {where}"

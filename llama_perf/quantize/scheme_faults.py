@@ -23,7 +23,7 @@ def scheme_faults(name: str | None) -> Iterator[None]:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if (package := package_of(name)) is None:
             raise
         for cause in _causes(error):

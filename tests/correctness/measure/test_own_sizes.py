@@ -67,10 +67,11 @@ def test_the_size_is_that_of_the_quantized_weights(
     assert predicted.embedding_bytes == embedding
 
 
+@pytest.mark.parametrize("breaks", ["handler", "exit"])
 def test_a_scheme_that_cannot_be_tried_has_a_bound_and_the_listing_says_so(
-    cli: CommandLine, tmp_path: Path
+    cli: CommandLine, tmp_path: Path, breaks: str
 ) -> None:
-    broken = replace(ROW, quantization=f"{CONFIG}(breaks='handler')")
+    broken = replace(ROW, quantization=f"{CONFIG}(breaks={breaks!r})")
     bound, plain = (predict(row, ODD) for row in (broken, ROW.unquantized))
     assert bound.is_bound
     assert bound.model_size_bytes == plain.model_size_bytes
@@ -84,7 +85,7 @@ def test_a_scheme_that_cannot_be_tried_has_a_bound_and_the_listing_says_so(
     )
     out, _ = cli("rows", "--rows", str(path), "--predict")
     *lines, first, second = out.splitlines()
-    assert first.startswith("stories15m.codes-breaks-handler-")
+    assert first.startswith(f"stories15m.codes-breaks-{breaks}-")
     assert second.startswith("stories15m.y-")
     words = ": upper bounds: its scheme cannot be tried here, and its weights count as"
     assert all(words in line for line in (first, second))

@@ -215,6 +215,7 @@ def test_a_packages_own_weights_multiply() -> None:
     [
         (f"{CONFIG}(bits=9)", SchemeError, "ValueError: 9 bits do not fit a byte, at"),
         (f"{CONFIG}(breaks='handler')", SchemeError, "ArithmeticError: no scale, at"),
+        (f"{CONFIG}(breaks='exit')", SchemeError, "SystemExit: 0, at"),
         (f"{CONFIG}(breaks='name')", SchemeError, "ImportError: cannot import name"),
         (f"{NAME}.broken:X()", SchemeError, "FileNotFoundError: [Errno 2] No such"),
         (
@@ -264,7 +265,7 @@ def test_a_scheme_that_a_package_adds_by_its_name_is_told_alike(
 @pytest.mark.parametrize(
     ("breaks", "reason"),
     [
-        ("nothing", "own left model.layers.0.attention.wqkv, (320, 192), unquantized"),
+        ("nothing", "it left model.layers.0.attention.wqkv, (320, 192), unquantized"),
         ("swap", "it replaces model.layers.0.attention.wqkv by Sequential; allowed:"),
     ],
 )

@@ -33,6 +33,7 @@ WHOLE = OwnScheme(config=config, rounds_activations=True, fused_product=print)
 OTHER = 7
 """
 BROKEN = "\nimport not_a_module\n"
+ENDING = "raise SystemExit(0)"
 
 
 @pytest.fixture
@@ -43,11 +44,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 @pytest.fixture
 def home(install: Install) -> Path:
-    names = {name: f"bits.{name}:X" for name in ("broken", "unparsed")}
+    names = {name: f"bits.{name}:X" for name in ("broken", "unparsed", "ending")}
     names |= {name: f"bits.scheme:{name.upper()}" for name in ("half", "whole")}
     names |= {"other": "bits.scheme:OTHER", "lost": "bits.scheme:LOST"}
     names |= {"fp6": "bits.scheme:HALF"}
     texts = {"scheme.py": MODULE, "broken.py": BROKEN, "unparsed.py": "\n\nx = ="}
+    texts |= {"ending.py": ENDING}
     return install("bits", schemes=names, files=texts)
 
 
@@ -96,6 +98,8 @@ def test_what_cannot_be_imported_says_where(cli: CommandLine) -> None:
     )
     found = {line[:22].strip(): line[22:] for line in cli("doctor")[0].splitlines()}
     assert found["scheme broken"] == f"error: {broken}"
+    ending = "bits 1.0 (bits.ending:X) cannot be imported: SystemExit: 0, at bits/"
+    assert found["scheme ending"].startswith(f"error: scheme ending of {ending}")
     assert found["scheme half"] == "bits 1.0 (bits.scheme:HALF): on cpu"
     assert found["scheme whole"].endswith(": on cuda, cpu, fused")
     assert found["scheme fp6"].startswith("error: quantization: 'fp6' is not allowed")
