@@ -39,7 +39,7 @@ def cache_and_working_bytes(config: ModelConfig, row: RowSpec) -> tuple[int, int
     if row.engine == TRANSFORMERS:
         # It attends to its whole cache, under a mask that is made anew.
         own: Any = {"attention": "sdpa", "linear_causal_mask": True}
-        eager = replace(eager, engine="llama-perf", **own)
+        eager = replace(eager, engine=None, **own)
     layer_bytes, mask_bytes, working_bytes = _on_meta(config.of_one_layer, eager)
     layers, size = range(config.n_layers), row.allocated_positions
     # A mask for each window, and one for layers without any.

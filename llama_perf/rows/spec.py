@@ -21,7 +21,7 @@ from llama_perf.rows.schemes import (
     Scheme,
     is_config,
 )
-from llama_perf.rows.transformers_fields import TRANSFORMERS, check_fields
+from llama_perf.rows.transformers_fields import OURS, TRANSFORMERS, check_fields
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
@@ -57,30 +57,29 @@ class RowSpec:
 
     Lengths count tokens, which are positions of the key-value cache. `fill` counts the
     positions that are really filled before timing. The defaults are the reference
-    table's, except for `attention`: its path, over the whole cache under a mask, is
-    "sdpa" here. `kv_cache_quantization` is False, True for int8 as in that table, or
-    "fp8". A prompt runs `prefill_chunk` tokens at a time; without it the engine chooses
-    how many. In a `ragged` batch each sequence has a prompt of its own length, from 1
-    to `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
+    table's, but for `attention`: its path, over the whole cache under a mask, is
+    "sdpa". `kv_cache_quantization` is False, True for int8 as in that table, or "fp8".
+    A prompt runs `prefill_chunk` tokens at a time; without it the engine chooses how
+    many. In a `ragged` batch each sequence has a prompt of its own length, from 1 to
+    `prompt_length`. `fused` runs a decoding step on kernels for a whole layer
     (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
-    with "persistent" on one kernel for all layers (`llama/persistent.py`).
-    `modules` are globs of the names of the linears that are quantized, such as
-    "*.feed_forward.*" (`rows/modules.py`); None quantizes all. `engine` runs the model.
-    `linear_causal_mask` changes the mask of the `sdpa` path; the others have none, so
-    there a row of the table with it is the same work as the row without.
+    with "persistent" on one kernel for all layers (`llama/persistent.py`). `modules`
+    are globs of the names of the linears that are quantized (`rows/modules.py`).
+    `engine` runs the model; None is this project's. `linear_causal_mask` changes the
+    mask of the `sdpa` path; the others have none, so there a row of the table has the
+    same work without it.
 
     `name` is what tables show in place of the id. `upstream_issue`, such as
     "pytorch/ao#2376", says that a library is known to break the row. `limits` are the
-    row's own for the gate. None of the three changes the work, so none is part of the
-    fingerprint, nor of the id, but for one case: with a config as `quantization` the
-    name stands for it in the id.
+    row's own for the gate. None of the three changes the work or the id, but the name
+    of a row whose `quantization` is a config, which stands for it in the id.
     """
 
     model: str
     quantization: str | None = None
     modules: str | None = None
     kernels: str = "native"
-    engine: str = "llama-perf"
+    engine: str | None = None
     attention: str = "decode"
     dtype: str = "bfloat16"
     device: str = "cuda"
@@ -118,7 +117,9 @@ class RowSpec:
             need = f"an unquantized row has no {self.kernels} kernels"
             raise SpecError("kernels", self.kernels, need)
         check_choice("kernels", self.kernels, KERNELS)
-        check_choice("engine", self.engine, ("llama-perf", TRANSFORMERS))
+        engine = OURS if self.engine is None else self.engine
+        check_choice("engine", engine, (OURS, TRANSFORMERS))
+        object.__setattr__(self, "engine", None if engine == OURS else engine)
         if self.modules is not None and self.quantization is None:
             need = "an unquantized row quantizes no modules"
             raise SpecError("modules", self.modules, need)
@@ -187,10 +188,7 @@ class RowSpec:
 
     @property
     def scheme(self) -> str:
-        """A short name of its scheme, for ids and tables; "none" without one.
-
-        Of a config it is the row's name, if it has one.
-        """
+        """A short name of its scheme for ids; of a config the row's name, if any."""
         if self.quantization is None:
             return UNQUANTIZED
         named = self.name if self.names_scheme else None

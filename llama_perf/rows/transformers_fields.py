@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from llama_perf.errors import SpecError
 from llama_perf.rows.schemes import AUTOQUANT
 
-TRANSFORMERS = "transformers"
+OURS, TRANSFORMERS = "llama-perf", "transformers"
 _WITHOUT: dict[str, str] = {
     "attention": "it has its own",
     "fused": "it has no fused kernels",

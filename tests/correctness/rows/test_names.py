@@ -162,6 +162,20 @@ def test_a_worker_is_told_neither_name_nor_limits_and_its_result_has_them() -> N
     assert reply.of_row(task.row).result.row == limited
 
 
+def test_an_older_worker_knows_every_field_of_a_row_that_it_knows() -> None:
+    """A field that is added is None by default, and is then not sent."""
+    task = WorkerTask(row=CPU_ROW, devices=("cpu",))
+    assert json.loads(to_line(task.to_send))["row"].keys() == {
+        *("model", "kernels", "attention", "dtype", "device", "compile", "capture"),
+        *("fused", "compile_prefill", "kv_cache_quantization", "linear_causal_mask"),
+        *("fill", "batch_size", "ragged", "prompt_length", "max_new_tokens"),
+        *("num_samples", "top_k", "temperature"),
+    }
+    ours = replace(CPU_ROW, engine="llama-perf")
+    assert ours == CPU_ROW
+    assert (ours.id, ours.fingerprint) == (CPU_ROW.id, CPU_ROW.fingerprint)
+
+
 def test_rows_are_listed_with_their_names(tmp_path: Path, cli: CommandLine) -> None:
     words = ("rows", "--rows", str(rows_file(tmp_path)))
     header, _, *lines, _ = cli(*words)[0].splitlines()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ Install = Callable[..., Path]
 
 
 def installer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """A function that installs a package for this process and those it starts."""
+    """A function that installs a package for this process and those it starts.
+
+    What else this environment has installed adds nothing in this process.
+    """
+
+    def of_folder(*, group: str) -> list[EntryPoint]:
+        entry_points = (dist.entry_points for dist in distributions(path=[str(folder)]))
+        return [one for some in entry_points for one in some if one.group == group]
+
+    monkeypatch.setattr(plugins, "entry_points", of_folder)
     monkeypatch.delenv(plugins.OFF, raising=False)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
