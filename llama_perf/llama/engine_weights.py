@@ -1,5 +1,6 @@
 """The weights and the plain logits of this project's engine, for references."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Unpack
 
@@ -12,7 +13,7 @@ from llama_perf.llama.row_engine import Read
 from llama_perf.llama.transformer import Transformer, TransformerBlock
 
 
-class EngineWeights:
+class EngineWeights(ABC):
     """What `llama_perf.llama.row_engine` asks of an engine besides generating."""
 
     model: Transformer
@@ -45,17 +46,17 @@ class EngineWeights:
         embeddings: Tensor = self.model.tok_embeddings(tokens)
         return embeddings
 
+    @abstractmethod
     def cache_tensors(self) -> list[Tensor]:
         """See `Engine`."""
-        raise NotImplementedError
 
     def tensors(self) -> list[Tensor]:
         """The weights, the embedding, and `cache_tensors`."""
         return [*self.model.parameters(), *self.model.buffers(), *self.cache_tensors()]
 
+    @abstractmethod
     def stream(self, prompt: Tensor, **request: Unpack[Request]) -> Iterator[Tensor]:
         """See `Engine`."""
-        raise NotImplementedError
 
     def watched(
         self,

@@ -75,12 +75,8 @@ class ClosenessPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Start the run of the collected rows."""
-        ids = {
-            item.callspec.params[ROW_FIXTURE]
-            for item in session.items
-            if isinstance(item, pytest.Function) and ROW_FIXTURE in item.fixturenames
-        }
-        if not ids or session.config.option.collectonly:
+        ids = terminal.collected(session, ROW_FIXTURE)
+        if not ids:
             return
         stack = ExitStack()
         stack.enter_context(interrupts())

@@ -129,15 +129,10 @@ class LlamaPerfPlugin:
 
     def _start(self, session: pytest.Session) -> None:
         """Start the run of the collected rows; a mistake ends pytest in one line."""
-        rows = [
-            self.rows[str(item.callspec.params[ROW_FIXTURE])]
-            for item in session.items
-            if isinstance(item, pytest.Function) and ROW_FIXTURE in item.fixturenames
-        ]
-        option = session.config.option
-        broken = session.testsfailed and not option.continue_on_collection_errors
-        if not rows or option.collectonly or broken:
+        rows = [self.rows[row] for row in terminal.collected(session, ROW_FIXTURE)]
+        if not rows:
             return
+        option = session.config.option
         value = getattr(option, "benchmark_compare", None)
         if value and self._named is None:
             # pytest-benchmark only warns about it.

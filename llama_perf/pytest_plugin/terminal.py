@@ -1,4 +1,4 @@
-"""Where pytest writes, and how a user's mistake ends it."""
+"""Where pytest writes, what it is to run, and how a user's mistake ends it."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,6 +48,22 @@ def usage_errors() -> Iterator[None]:
         yield
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def collected(session: pytest.Session, fixture: str) -> list[str]:
+    """The ids of the rows whose tests are to run; none where pytest only collects.
+
+    `fixture` is the parameter of those tests.
+    """
+    option = session.config.option
+    broken = session.testsfailed and not option.continue_on_collection_errors
+    if option.collectonly or broken:
+        return []
+    return [
+        str(item.callspec.params[fixture])
+        for item in session.items
+        if isinstance(item, pytest.Function) and fixture in item.fixturenames
+    ]
 
 
 def fail_for(problems: Sequence[str], session: pytest.Session) -> None:

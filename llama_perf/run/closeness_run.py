@@ -27,7 +27,7 @@ from llama_perf.results.closeness_report import (
     check_addable,
     read_closeness,
 )
-from llama_perf.results.run import Comparison, Environment, Status, read_report
+from llama_perf.results.run import Comparison, Environment, read_report
 from llama_perf.rows.selection import quantized
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.display import Display
@@ -134,13 +134,8 @@ class ClosenessRun:
             self.file.write(
                 replace(self.report, results=(*self.report.results, *later))
             )
-            figures, verdict, style = shown(result, comparison)
-            running.end(
-                f"taken over: {figures}" if taken_over else figures,
-                verdict,
-                style,
-                counted=not taken_over and result.status is not Status.NOT_RUN,
-            )
+            ended = shown(result, comparison)
+            running.end_row(*ended, status=result.status, taken_over=taken_over)
         return result, comparison
 
     def _judged(self, result: ClosenessResult) -> Comparison:

@@ -136,13 +136,8 @@ class ComparedRun:
             if result is None:
                 result = self._worker.run(row, running.step)
             comparison = self.add(result, running=running)
-            figures, verdict, style = shown(result, comparison)
-            running.end(
-                f"taken over: {figures}" if taken_over else figures,
-                verdict,
-                style,
-                counted=not taken_over and result.status is not Status.NOT_RUN,
-            )
+            ended = shown(result, comparison)
+            running.end_row(*ended, status=result.status, taken_over=taken_over)
         return result, comparison
 
     def _beyond_budget(self, task: Task) -> str | None:

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from llama_perf.report.table import row_names
+from llama_perf.results.run import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.time_left import Ended, Task, expected_s, total_s
 from llama_perf.run.worker_protocol import NOTE
@@ -244,6 +245,23 @@ class Running:
         self.outcome = Text("  ").join(parts)
         if counted:
             self._count()
+
+    def end_row(
+        self,
+        figures: str,
+        verdict: str,
+        style: str,
+        *,
+        status: Status,
+        taken_over: bool,
+    ) -> None:
+        """As `end`, for a row; not counted if it did not run or was `taken_over`."""
+        self.end(
+            f"taken over: {figures}" if taken_over else figures,
+            verdict,
+            style,
+            counted=not taken_over and status is not Status.NOT_RUN,
+        )
 
     def _count(self) -> None:
         if not self._is_counted:
