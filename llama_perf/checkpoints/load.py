@@ -25,7 +25,7 @@ from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.presets import preset
 from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.apply import Quantizer
-from llama_perf.rows.spec import DTYPE_TOKENS, check_choice
+from llama_perf.rows.choices import DTYPE_TOKENS, check_choice
 
 KEPT_BYTES, KEPT_SHARE = 10**9, 0.25
 """Weights that are kept for a run, at most: bytes, and a share of free memory.

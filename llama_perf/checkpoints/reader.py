@@ -23,7 +23,7 @@ from llama_perf.checkpoints.saved import Saved
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Origin
-from llama_perf.rows.spec import DTYPE_TOKENS
+from llama_perf.rows.choices import DTYPE_TOKENS
 from llama_perf.words import counted
 
 Shape = tuple[int, ...]

@@ -14,9 +14,9 @@ from llama_perf.errors import SpecError, WeightsError
 from llama_perf.files import is_absent
 from llama_perf.llama.transformer import Origin
 from llama_perf.quantize.registry import config_for
+from llama_perf.rows.choices import DEVICES, DTYPE_TOKENS, check_choice
 from llama_perf.rows.modules import ModuleFilter
 from llama_perf.rows.schemes import OWN, Scheme
-from llama_perf.rows.spec import DEVICES, DTYPE_TOKENS, check_choice
 from llama_perf.strict_json import from_plain, record
 from llama_perf.words import shown
 

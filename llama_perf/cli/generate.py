@@ -11,8 +11,9 @@ from llama_perf import report as reports
 from llama_perf.errors import SpecError, UserError
 from llama_perf.files import check_apart, check_appendable, check_writable, is_absent
 from llama_perf.rows.bounds import check_bounds
+from llama_perf.rows.choices import ATTENTIONS, DTYPE_TOKENS, check_choice
 from llama_perf.rows.schemes import Scheme
-from llama_perf.rows.spec import ATTENTIONS, DTYPE_TOKENS, RowSpec, check_choice
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run.numbers import FINITE, WHOLE, Number
 from llama_perf.run.read_options import add_shared
 

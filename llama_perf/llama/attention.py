@@ -227,8 +227,18 @@ class Attention(nn.Module):
         self.head_dim = width = config.head_dim
         self.rotates = layer not in config.nope_layers
         self.window = config.window(layer) or 0
-        self.wqkv = Linear(config.dim, config.qkv_size, bias=config.qkv_bias)
-        self.wo = Linear(config.n_heads * width, config.dim, bias=config.output_bias)
+        self.wqkv = Linear(
+            config.dim,
+            config.qkv_size,
+            bias=config.qkv_bias,
+            cut=config.cut_of("attention.wqkv"),
+        )
+        self.wo = Linear(
+            config.n_heads * width,
+            config.dim,
+            bias=config.output_bias,
+            cut=config.cut_of("attention.wo"),
+        )
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:

@@ -12,6 +12,7 @@ from llama_perf.errors import SpecError
 # damaged number of layers must not keep a reader busy.
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
 QK_NORMS = ("attention.q_norm.weight", "attention.k_norm.weight")
+_CUT_BY_COLUMNS = ("attention.wo", "feed_forward.w2")
 # Well within float32, in which the model computes.
 _MAX_NUMBER = 1e30
 
@@ -71,6 +72,9 @@ class ModelConfig:
     With a `sliding_window` of W a token attends to itself and to the W - 1 positions
     before it, in the layers of `window_layers`; None are all layers. The layers of
     `nope_layers` rotate nothing. Both count from 0.
+
+    Where `ranks` share a model, heads and `intermediate_size` are those of one of them:
+    see `of_rank`.
     """
 
     dim: int
@@ -92,6 +96,7 @@ class ModelConfig:
     sliding_window: int | None = None
     window_layers: tuple[int, ...] | None = None
     nope_layers: tuple[int, ...] = ()
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -136,6 +141,37 @@ class ModelConfig:
             window_layers=layers and tuple(i for i in layers if i < count),
             nope_layers=tuple(layer for layer in nope if layer < count),
         )
+
+    def of_rank(self, ranks: int) -> "ModelConfig":
+        """What one of `ranks` has of this model; raises SpecError."""
+        if ranks == 1:
+            return self
+        assert self.ranks == 1, "the whole model's"
+        for name in ("n_kv_heads", "n_heads", "intermediate_size", "vocab_size"):
+            if (size := getattr(self, name)) % ranks:
+                problem = f"{name}, {size}, is no multiple of it"
+                raise SpecError("tensor_parallel", ranks, problem)
+        return replace(
+            self,
+            n_heads=self.n_heads // ranks,
+            n_kv_heads=self.n_kv_heads // ranks,
+            intermediate_size=self.intermediate_size // ranks,
+            ranks=ranks,
+        )
+
+    def cut_of(self, linear: str) -> str | None:
+        """What a rank has of the weight of a linear, such as "attention.wo".
+
+        "rows" or "columns" of it; None where no other rank has a part.
+        """
+        if self.ranks == 1:
+            return None
+        return "columns" if linear in _CUT_BY_COLUMNS else "rows"
+
+    @property
+    def output_size(self) -> int:
+        """Rows of the output layer, of one rank."""
+        return self.vocab_size // self.ranks
 
     @property
     def of_one_layer(self) -> "ModelConfig":

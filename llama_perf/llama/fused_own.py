@@ -25,7 +25,7 @@ from llama_perf.llama.fused_weights import check_batch
 from llama_perf.llama.layers import RMSNorm, Rotary, rotary
 from llama_perf.llama.options import EngineOptions, Sampling
 from llama_perf.llama.transformer import Transformer, TransformerBlock, is_unquantized
-from llama_perf.rows.spec import PERSISTENT
+from llama_perf.rows.choices import PERSISTENT
 
 
 class FusedOwnStep:

@@ -10,7 +10,7 @@ from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_own import FusedOwnStep
 from llama_perf.llama.options import EngineOptions
 from llama_perf.llama.transformer import Transformer
-from llama_perf.rows.spec import PERSISTENT
+from llama_perf.rows.choices import PERSISTENT
 
 if TYPE_CHECKING:
     # It imports Triton.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_perf.devices.ranks import sum_over_ranks
 from llama_perf.kernels.products import float_product
 from llama_perf.llama.config import ModelConfig
 
@@ -28,19 +29,33 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer, by `product`."""
+    """A linear layer, by `product`.
+
+    `cut` says what a rank has of a weight that several ranks share: some "rows", or
+    some "columns". Of columns the product is a part of a sum over all ranks. None: no
+    other rank has a part of it. Of a bias beside columns the first rank has the
+    values, the others zeros.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+        cut: str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
         # Looking up a parameter takes longer than an attribute.
         self.is_biased = bias
+        self.cut = cut
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         out = product(x, self.weight)
-        return out + self.bias if self.is_biased else out
+        if self.is_biased:
+            out = out + self.bias
+        return sum_over_ranks(out) if self.cut == "columns" else out
 
 
 class RMSNorm(nn.Module):
@@ -63,10 +78,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        linear = partial(Linear, bias=config.mlp_bias)
-        self.w1 = linear(config.dim, config.intermediate_size)
-        self.w3 = linear(config.dim, config.intermediate_size)
-        self.w2 = linear(config.intermediate_size, config.dim)
+        linear, hidden = partial(Linear, bias=config.mlp_bias), config.intermediate_size
+        self.w1 = linear(config.dim, hidden, cut=config.cut_of("feed_forward.w1"))
+        self.w3 = linear(config.dim, hidden, cut=config.cut_of("feed_forward.w3"))
+        self.w2 = linear(hidden, config.dim, cut=config.cut_of("feed_forward.w2"))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""

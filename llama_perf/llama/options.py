@@ -9,7 +9,8 @@ from torch import Tensor
 from llama_perf.errors import SpecError, check_positive
 from llama_perf.llama.fused_product import FusedProduct
 from llama_perf.rows.bounds import check_sampling
-from llama_perf.rows.spec import ATTENTIONS, RowSpec, check_choice, check_fused
+from llama_perf.rows.choices import ATTENTIONS, check_choice, check_fused
+from llama_perf.rows.spec import RowSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

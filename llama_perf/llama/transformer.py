@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.ranks import gather_over_ranks
 from llama_perf.errors import PromptError, SpecError
 from llama_perf.kernels.attention import without_cudnn
 from llama_perf.llama import attention, layers
@@ -77,7 +78,9 @@ class Transformer(nn.Module):
         blocks = (TransformerBlock(config, index) for index in range(config.n_layers))
         self.layers = nn.ModuleList(blocks)
         self.norm = layers.RMSNorm(config.dim, config.norm_eps)
-        self.output = layers.Linear(config.dim, config.vocab_size)
+        self.output = layers.Linear(
+            config.dim, config.output_size, cut=config.cut_of("output")
+        )
         self.register_buffer("inverse_frequencies", None, persistent=False)
 
     @property
@@ -126,8 +129,12 @@ class Transformer(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., dim)."""
-        out: Tensor = self.output(self.norm(x))
-        return out
+        return self.gathered(self.output(self.norm(x)))
+
+    def gathered(self, logits: Tensor) -> Tensor:
+        """Logits (..., V) of all ranks from those of this rank's output layer."""
+        ranks = self.config.ranks
+        return logits if ranks == 1 else gather_over_ranks(logits, ranks)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Float32 logits (B, T, V) of a text, int64 (B, T), at once, without a cache.

@@ -54,12 +54,16 @@ class RowBytes:
 
 
 def predict(row: RowSpec, config: ModelConfig) -> RowBytes:
-    """The bytes that `row` takes with a model of this shape.
+    """The bytes that `row` takes with a model of this shape, those of one rank.
 
+    `config` is the whole model's or a rank's. A rank's rows of a tied embedding count
+    twice: as its output layer too.
     The choice of autoquant depends on the device: here it chooses the fewest bytes.
     Raises SpecError for a scheme that does not fit the shape, NotRunnable for one that
     is not built.
     """
+    if config.ranks == 1:
+        config = config.of_rank(row.ranks)
     dtype: torch.dtype = getattr(torch, row.dtype)
     scheme, on = row.quantization, {"kernels": row.kernels, "device": row.device}
     selected = ModuleFilter.parse(row.modules)
@@ -102,7 +106,7 @@ def model_bytes(
     does, without the embedding. Raises as `predict`.
     """
     selected.check(config.linear_names)
-    shapes = {**config.linears, "output": (config.vocab_size, config.dim)}
+    shapes = {**config.linears, "output": (config.output_size, config.dim)}
     linears = {name: shapes[short_name(name)] for name in config.linear_names}
     parsed = None if scheme is None else Scheme.parse(scheme, kernels=kernels)
     unchecked = parsed is not None and (

@@ -25,6 +25,7 @@ from llama_perf.llama.transformer import (
 from llama_perf.quantize.registry import config_for
 from llama_perf.quantize.scheme_faults import scheme_faults
 from llama_perf.results.measurement import LinearChoice
+from llama_perf.rows.choices import KERNELS, check_choice
 from llama_perf.rows.modules import EVERY_LINEAR, ModuleFilter
 from llama_perf.rows.schemes import (
     AUTOQUANT,
@@ -33,7 +34,7 @@ from llama_perf.rows.schemes import (
     Scheme,
     check_one_package,
 )
-from llama_perf.rows.spec import KERNELS, RowSpec, check_choice
+from llama_perf.rows.spec import RowSpec
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig

@@ -22,8 +22,8 @@ from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
 from llama_perf.quantize.quantized_tensor import QuantizedTensor
 from llama_perf.quantize.registry import register
+from llama_perf.rows.choices import DTYPE_TOKENS
 from llama_perf.rows.schemes import AUTOQUANT, INT4_GROUP_SIZES, Scheme
-from llama_perf.rows.spec import DTYPE_TOKENS
 
 _LARGEST = 2.0**126
 

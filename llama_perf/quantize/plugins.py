@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from llama_perf.errors import NotRunnable, SchemeError, SpecError, UserError
 from llama_perf.llama.fused_product import FusedProduct
 from llama_perf.quantize.scheme_faults import first_line, place_in
+from llama_perf.rows.choices import DEVICES, check_choice
 from llama_perf.rows.plugins import SCHEMES, Offer, offered, usable
 from llama_perf.rows.schemes import is_built_in
-from llama_perf.rows.spec import DEVICES, check_choice
 from llama_perf.words import did_you_mean
 
 if TYPE_CHECKING:

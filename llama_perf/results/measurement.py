@@ -1,13 +1,13 @@
 """The figures that one row measured, and the facts that explain them.
 
-Those are the device's ceiling, the GPU's state, what else the machine did, the
-operators of a decoding step, autoquant's choices and the check of values. Imports no
-torch.
+They are the ceiling, the GPU's state, what else the machine did, the operators of a
+step, autoquant's choices and the check of values. Imports no torch.
 """
 
 from statistics import median, quantiles
 
 from llama_perf.errors import SpecError, check_not_negative, check_positive
+from llama_perf.results.ranks import Ranks
 from llama_perf.results.token_times import percentile_ms
 from llama_perf.strict_json import record
 from llama_perf.words import counted
@@ -231,8 +231,8 @@ class Measurement:
     CPU they are the growth of the process's resident set while the row exists, and the
     bytes that its tensors ask for (`measure/step_profile.py`).
 
-    `weights` names the source of the weights, and `weights_notes` say in a line each
-    what is to be known of how they were found, such as files that were not read.
+    `weights` names the source of the weights; `weights_notes` say in a line each what
+    is to be known of it, such as files that were not read.
 
     With an `injected_slowdown`, `repeated_steps` counts the steps that were decoded a
     second time, and `decode_steps` the others, from the first timed generation on.
@@ -241,17 +241,18 @@ class Measurement:
     sample, None unless all its code was compiled anew. `warm_ups` generations came
     before the samples.
 
-    There are fewer samples than the row's `num_samples` if those would have taken
-    longer than `samples_budget_s`. `card` has the GPU's states before the first sample
-    and after each; `neighbours` are other processes that computed on the GPU. `load`
-    is what else the machine did meanwhile, None where the samples took too little time
-    to know.
+    There are fewer samples than `num_samples` if all would take longer than
+    `samples_budget_s`. `card` has the GPU's states before the first sample and after
+    each; `neighbours` are other processes that computed on the GPU. `load` is what else
+    the machine did meanwhile, None where the samples took too little time to know.
 
     `token_ns` has, for each sample, the time between each new token and the one before
     it, without the first; a baseline leaves it out. `closeness_db` is the signal to
-    noise of the row's logits compared with the unquantized model's, None where that was
-    not at hand. `closeness` compares the row with its unquantized twin over a text,
-    where that was asked for. `memory` says what of the peak the weights and caches are.
+    noise of the row's logits against the unquantized model's, None where that was not
+    at hand. `closeness` compares the row with its unquantized twin over a text, where
+    that was asked for. `memory` says what of the peak the weights and caches are.
+    `ranks` are those that shared the model: the times are then the slowest one's, the
+    peaks the largest, model size and bandwidths the sums.
     """
 
     tok_s: float
@@ -281,6 +282,7 @@ class Measurement:
     closeness_db: float | None = None
     closeness: Closeness | None = None
     memory: MemoryParts | None = None
+    ranks: Ranks | None = None
     joules_per_token: float | None = None
     card: tuple[CardState, ...] | None = None
     card_problem: str | None = None

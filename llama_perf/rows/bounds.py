@@ -41,6 +41,7 @@ BOUNDS = {
     "prefill_chunk": _POSITIONS,
     "cache_size": _POSITIONS,
     "fill": Bounds(0, MAX_POSITIONS),
+    "tensor_parallel": Bounds(1, 8),
     # Sequences that a GPU decodes at once are hundreds.
     "batch_size": Bounds(1, 2**16),
     # Each is kept in the result. A spread of a thousandth takes some hundreds.

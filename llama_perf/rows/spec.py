@@ -11,8 +11,19 @@ from typing import Any
 
 from llama_perf.errors import SpecError
 from llama_perf.rows.bounds import BOUNDS, MAX_TOKENS, check_bounds, check_model_name
+from llama_perf.rows.choices import (
+    ATTENTIONS,
+    DEVICES,
+    DTYPE_TOKENS,
+    KERNELS,
+    PERSISTENT,
+    cache_kind,
+    check_choice,
+    check_fused,
+)
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.modules import ModuleFilter
+from llama_perf.rows.ranks_fields import check_ranks_fields
 from llama_perf.rows.schemes import (
     AUTOQUANT,
     FAMILIES,
@@ -25,13 +36,6 @@ from llama_perf.rows.transformers_fields import OURS, TRANSFORMERS, check_fields
 from llama_perf.strict_json import record
 from llama_perf.words import counted
 
-DTYPE_TOKENS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-DEVICES = ("cuda", "cpu")
-KERNELS = ("native", "torchao", "gemlite", "bitsandbytes", OWN)
-ATTENTIONS = ("decode", "sdpa")
-KV_CACHES = ("int8", "fp8")
-PERSISTENT = "persistent"
-"""`fused` where all layers of a step are one kernel."""
 # An issue as GitHub abbreviates it, such as pytorch/ao#2376.
 _ISSUE = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
@@ -46,7 +50,9 @@ _ALWAYS_HASHED = {
     "temperature",
 }
 # The rows of the reference table were hashed before these fields were there.
-_HASHED_LATER = ("fused", "prefill_chunk", "ragged", "modules", "engine")
+_HASHED_LATER = (
+    *("fused", "prefill_chunk", "ragged", "modules", "engine", "tensor_parallel"),
+)
 FUSED_TOKENS = 8
 """The largest number of tokens that a fused kernel multiplies at once."""
 
@@ -65,7 +71,8 @@ class RowSpec:
     (`llama/fused.py`, `llama/fused_cpu.py`) instead of its modules, compiled or not;
     with "persistent" on one kernel for all layers (`llama/persistent.py`). `modules`
     are globs of the names of the linears that are quantized (`rows/modules.py`).
-    `engine` runs the model; None is this project's. `linear_causal_mask` changes the
+    `engine` runs the model; None is this project's. `tensor_parallel` ranks, each on a
+    device of its own, share each layer; None is 1. `linear_causal_mask` changes the
     mask of the `sdpa` path; the others have none, so there a row of the table has the
     same work without it.
 
@@ -80,6 +87,7 @@ class RowSpec:
     modules: str | None = None
     kernels: str = "native"
     engine: str | None = None
+    tensor_parallel: int | None = None
     attention: str = "decode"
     dtype: str = "bfloat16"
     device: str = "cuda"
@@ -161,6 +169,9 @@ class RowSpec:
             if getattr(self, name) and not fulfilled:
                 raise SpecError(name, getattr(self, name), need)
         check_fields(self.work, _DEFAULTS)
+        if self.tensor_parallel == 1:
+            object.__setattr__(self, "tensor_parallel", None)
+        check_ranks_fields(self.work)
         if (tokens := self.batch_size * self.allocated_positions) > MAX_TOKENS:
             reason = f"allowed: {MAX_TOKENS} positions of all sequences, not {tokens}"
             raise SpecError("batch_size", self.batch_size, reason)
@@ -213,6 +224,11 @@ class RowSpec:
     def allocated_positions(self) -> int:
         """Positions of the cache that this row allocates."""
         return self.positions if self.cache_size is None else self.cache_size
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share its model."""
+        return self.tensor_parallel or 1
 
     @property
     def kv_cache(self) -> str | None:
@@ -296,38 +312,11 @@ def _hash(work: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cache_kind(quantization: bool | str) -> str | None:
-    """The kind of cache, None for an unquantized one; raises SpecError."""
-    if isinstance(quantization, bool):
-        return KV_CACHES[0] if quantization else None
-    if quantization not in KV_CACHES:
-        raise SpecError(
-            "kv_cache_quantization",
-            quantization,
-            f"allowed: false, true (int8), {', '.join(KV_CACHES)}",
-            known=KV_CACHES,
-        )
-    return quantization
-
-
-def check_fused(fused: bool | str) -> None:
-    """Raise SpecError unless it is a row's `fused`."""
-    if not isinstance(fused, bool) and fused != PERSISTENT:
-        allowed = f"allowed: false, true, {PERSISTENT}"
-        raise SpecError("fused", fused, allowed, known=[PERSISTENT])
-
-
-def check_choice(field: str, value: object, allowed: tuple[str | None, ...]) -> None:
-    """Raise SpecError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        names = ["none" if name is None else name for name in allowed]
-        raise SpecError(field, value, f"allowed: {', '.join(names)}", known=names)
-
-
 _DEFAULTS = {field.name: field.default for field in fields(RowSpec)}
 _NUMBERS = [name for name in _DEFAULTS if name in BOUNDS]
 _TOKENS = {
     "engine": "{}",
+    "tensor_parallel": "tp-{}",
     "modules": "modules-{}",
     "capture": "capture",
     "fused": "{}",

@@ -31,7 +31,8 @@ class WorkerTask:
     the row, warms it up and keeps it; "sample" runs a generation of the row that is
     kept; "forget" frees it; "closeness" compares the row with its unquantized twin over
     `tokens` of the `text`, a file. Paths are absolute. `devices` are those of
-    all rows of the run; they decide its environment.
+    all rows of the run; they decide its environment. Ranks are told the `limit_s` after
+    which the task is ended: they say before which of them it waits for.
     """
 
     row: RowSpec
@@ -43,6 +44,7 @@ class WorkerTask:
     action: Action | None = None
     text: str | None = None
     tokens: int | None = None
+    limit_s: float | None = None
 
     @property
     def to_send(self) -> "WorkerTask":

@@ -7,8 +7,9 @@ from functools import cache
 from llama_perf.metrics import METRICS, LimitField
 from llama_perf.results import baselines
 from llama_perf.results.measurement import GB, Measurement
+from llama_perf.rows.choices import DEVICES
 from llama_perf.rows.selection import load_set
-from llama_perf.rows.spec import DEVICES, RowSpec
+from llama_perf.rows.spec import RowSpec
 from scripts.doc_tables.document import DOCS, Key, Place, Table
 
 _FOLDER = DOCS.parent / "baselines"

@@ -3,7 +3,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from llama_perf.run.session import Session
 from tests.correctness.support.command_line import CommandLine
 from tests.correctness.support.kernel_samples import INTERPRETED
 from tests.correctness.support.plugin_project import Project
+from tests.correctness.support.rank_pool import RankPool
 
 # What else is installed changes no test; those of plugins install their own.
 os.environ[plugins.OFF] = "1"
@@ -194,3 +195,18 @@ def project(
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
+
+
+@pytest.fixture(scope="session")
+def rank_pool() -> Iterator[Callable[[int], RankPool]]:
+    """The pool of so many gloo ranks: `rank_pool(3).run(function, arguments)`."""
+    pools = cache(RankPool)
+    made: list[RankPool] = []
+
+    def of(count: int) -> RankPool:
+        made.append(pools(count))
+        return made[-1]
+
+    yield of
+    for pool in made:
+        pool.close()

@@ -18,7 +18,7 @@ from llama_perf.devices import processor
 from llama_perf.devices.device import KINDS, package_version
 from llama_perf.measure.environment import collect
 from llama_perf.results.run import Environment
-from llama_perf.rows.spec import DEVICES
+from llama_perf.rows.choices import DEVICES
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support import nvidia_smi

@@ -13,7 +13,8 @@ from llama_perf.measure.prepare import PreparedRow, prepare_row
 from llama_perf.measure.value_check import DEQUANTIZED, OPERATORS
 from llama_perf.results.measurement import ValueCheck
 from llama_perf.results.run import Status
-from llama_perf.rows.spec import KERNELS, RowSpec
+from llama_perf.rows.choices import KERNELS
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run.options import RunRequest
 from llama_perf.run.session import Session
 from tests.correctness.support import engines

@@ -16,8 +16,8 @@ from llama_perf.errors import NotRunnable, SpecError
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Transformer, is_unquantized
 from llama_perf.quantize.registry import config_for, import_torchao
+from llama_perf.rows.choices import KERNELS
 from llama_perf.rows.schemes import ALLOWED, Scheme
-from llama_perf.rows.spec import KERNELS
 from llama_perf.words import shown
 from tests.correctness.quantize.test_native_schemes import INT4, MATRIX, NAN
 from tests.correctness.support.engines import new_model

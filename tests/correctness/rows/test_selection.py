@@ -9,9 +9,10 @@ from llama_perf.errors import RecordError
 from llama_perf.measure.prepare import predict_row
 from llama_perf.results import baselines
 from llama_perf.rows import selection
+from llama_perf.rows.choices import DEVICES
 from llama_perf.rows.schemes import Scheme
 from llama_perf.rows.selection import load_set
-from llama_perf.rows.spec import DEVICES, RowSpec
+from llama_perf.rows.spec import RowSpec
 from llama_perf.run.numbers import FINITE
 from tests.correctness.support.errors import refusal
 

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
+from llama_perf.rows.choices import DEVICES
 from llama_perf.rows.limit_overrides import Limits
 from llama_perf.rows.schemes import Scheme
-from llama_perf.rows.spec import DEVICES, RowSpec
+from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.errors import refusal
 
 CHANGES: dict[str, tuple[Any, ...]] = {
@@ -20,6 +21,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "prefill_chunk": (64,),
     "modules": ("*.feed_forward.*",),
     "engine": ("transformers",),
+    "tensor_parallel": (4,),
     "cache_size": (4096,),
     "fill": (100,),
     "batch_size": (8,),

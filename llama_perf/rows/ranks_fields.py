@@ -1,0 +1,22 @@
+"""The fields of a row that several ranks do not have.
+
+Each is refused by its name. Knows the fields, not the model.
+"""
+
+from collections.abc import Mapping
+
+from llama_perf.errors import SpecError
+
+
+def check_ranks_fields(values: Mapping[str, object]) -> None:
+    """Raise SpecError for a field of a row that `tensor_parallel` does not allow."""
+    if values["tensor_parallel"] is None:
+        return
+    if (kernels := values["kernels"]) not in ("native", "torchao"):
+        need = "tensor_parallel: it needs kernels = 'native' or 'torchao'"
+        raise SpecError("kernels", kernels, need)
+    if (engine := values["engine"]) is not None:
+        raise SpecError("engine", engine, "tensor_parallel: it needs this project's")
+    if (fused := values["fused"]) == "persistent":
+        need = "tensor_parallel: one kernel for all layers cannot wait for other ranks"
+        raise SpecError("fused", fused, need)
