@@ -191,6 +191,7 @@ def prepare_row(
         steps = torch.arange(row.batch_size, device=device) * (row.prompt_length - 1)
         lengths = 1 + steps // (row.batch_size - 1)
     engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
+    unquantized = opened.unquantized
     return PreparedRow(
         row=row,
         engine=engine,
@@ -199,7 +200,7 @@ def prepare_row(
         filling=filling,
         weights=reader.source,
         autoquant=choices,
-        unquantized=opened.unquantized,
+        unquantized=unquantized and share_of(row, unquantized),
         weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
@@ -266,8 +267,7 @@ def _open_row(
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
     _check_built(as_run)
-    if row.ranks > 1:
-        reader = sharded(reader, own_rank())
+    reader = share_of(row, reader)
     if row.compile and as_run.kernels == "torchao":
         from llama_perf.quantize.torchao_schemes import check_compiled
 
@@ -279,6 +279,11 @@ def _open_row(
         )
     _check_memory(as_run, reader, device)
     return quantizer, reader
+
+
+def share_of(row: RowSpec, reader: WeightsReader) -> WeightsReader:
+    """What this process has of the weights of `row`; raises SpecError."""
+    return sharded(reader, own_rank()) if row.ranks > 1 else reader
 
 
 def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:

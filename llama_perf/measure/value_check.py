@@ -262,7 +262,7 @@ def _reference(engine: RowEngine, observed: Observed, *, dequantized: bool) -> T
     final = engine.final_weights(_float)
     norm = {"weight": final["norm.weight"]}
     normed: Tensor = functional_call(model.norm, norm, (x[rows, places[:SEQUENCES]],))
-    return normed @ final["output.weight"].T
+    return model.gathered(normed @ final["output.weight"].T)
 
 
 def _float(weight: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ class RowWorker:
 
     def run(self, row: RowSpec, progress: Progress) -> RowResult:
         """Measure a row, and its closeness where the options ask for it."""
-        result = self._started().run(row, progress).result
+        result = self._started(row).run(row, progress).result
         self._ended(row, result.status)
         return result
 
     def closeness(self, row: RowSpec, progress: Progress) -> ClosenessResult:
         """Compare a row with its unquantized twin."""
-        compared = self._started().closeness(row, progress)
+        compared = self._started(row).closeness(row, progress)
         self._ended(row, compared.status)
         return compared
 
@@ -37,9 +37,13 @@ class RowWorker:
         if ending is not None:
             ending.close()
 
-    def _started(self) -> worker.Worker:
+    def _started(self, row: RowSpec) -> worker.Worker:
+        if self._worker is not None and self._worker.ranks != row.ranks:
+            self.end()
         if self._worker is None:
-            self._worker = worker.Worker(options=self._options, devices=self._devices)
+            self._worker = worker.Worker(
+                options=self._options, devices=self._devices, ranks=row.ranks
+            )
         return self._worker
 
     def _ended(self, row: RowSpec, status: Status) -> None:

@@ -58,7 +58,8 @@ class Worker:
     """One process that runs rows.
 
     `package` is the folder of the `llama_perf` it runs, `python` its interpreter; by
-    default those of this process.
+    default those of this process. Of more than one of `ranks` it is torchrun, which
+    starts a process for each.
     """
 
     def __init__(
@@ -68,14 +69,15 @@ class Worker:
         devices: Iterable[str],
         package: Path = CHECKOUT,
         python: Path = PYTHON,
+        ranks: int = 1,
     ) -> None:
-        self._options = options
+        self._options, self.ranks = options, ranks
         self._devices = tuple(sorted(set(devices)))
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies, replies_end = os.pipe()
         try:
             self._process = GuardedProcess(
-                worker_command(python, package, replies_end),
+                worker_command(python, package, replies_end, ranks),
                 output=self._output,
                 pass_fds=[replies_end],
                 locks=held_descriptors(),
@@ -177,9 +179,7 @@ class Worker:
             self._output_begin = os.fstat(output).st_size
             return ended
         text = os.pread(output, 1 << 20, self._output_begin).decode(errors="replace")
-        reason = f"its process {ended}: {tail(text)}"
-        result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
-        return WorkerResult(result=result, environment=None)
+        return _broken(row, f"its process {ended}: {tail(text)}")
 
     def _task(self, row: RowSpec) -> WorkerTask:
         return WorkerTask(
@@ -190,6 +190,7 @@ class Worker:
             damages=tuple(self._options.inject_damage),
             # Older revisions do not know it.
             cold_compile=self._options.cold_compile or None,
+            limit_s=self._options.row_timeout if self.ranks > 1 else None,
         )
 
     def _exchange(
@@ -214,6 +215,9 @@ class Worker:
                     self._ready, deadline = True, time.monotonic() + limit
                 if reply.done is not None:
                     return reply.done.of_row(task.row)
+                if reply.broken is not None:
+                    self.kill()
+                    return _broken(task.row, reply.broken)
                 if (ended := reply.closeness or reply.times_ns) is not None:
                     return ended
                 if reply.progress == KEEPS_ROWS:
@@ -256,6 +260,11 @@ class Worker:
             self._output.close()
 
 
+def _broken(row: RowSpec, reason: str) -> WorkerResult:
+    result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
+    return WorkerResult(result=result, environment=None)
+
+
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
@@ -270,7 +279,13 @@ def run_in_process(
     progress: Callable[[str], None] = lambda _text: None,
 ) -> WorkerResult:
     """Run one row in a fresh process; see `Worker`."""
-    worker = Worker(options=options, devices=devices, package=package, python=python)
+    worker = Worker(
+        options=options,
+        devices=devices,
+        package=package,
+        python=python,
+        ranks=row.ranks,
+    )
     with closing(worker):
         return worker.run(row, progress)
 
@@ -287,43 +302,17 @@ def main(arguments: list[str]) -> None:
     def tell(text: str) -> None:
         send(WorkerReply(progress=text))
 
-    from llama_perf.run.session import Session
+    from llama_perf.run.task_runner import TaskRunner
 
-    session: Session | None = None
+    runner, is_ready = TaskRunner(), False
     while (line := tasks.get()) is not None:
         task = from_json(WorkerTask, line, source="the task")
-        if session is None:
-            folder = task.checkpoints
-            options = RunRequest(
-                checkpoints=None if folder is None else Path(folder),
-                inject_slowdown=task.slowdowns,
-                inject_damage=task.damages,
-                cold_compile=bool(task.cold_compile),
-            )
-            session = Session(task.devices, options=options)
-            send(WorkerReply(progress=READY))
-            send(WorkerReply(progress=KEEPS_ROWS))
-        if task.action == "closeness":
-            text = None if task.text is None else Path(task.text)
-            compared = session.closeness(
-                task.row, text=text, tokens=task.tokens, progress=tell
-            )
-            send(WorkerReply(closeness=compared))
-            continue
-        ended: RowResult | tuple[int, ...]
-        if task.action is None:
-            ended = session.run_row(task.row, progress=tell)
-        elif task.action == "load":
-            ended = session.load(task.row)
-        elif task.action == "prepare":
-            ended = session.prepare(task.row, progress=tell)
-        else:
-            ended = session.sample() if task.action == "sample" else session.forget()
-        if isinstance(ended, tuple):
-            send(WorkerReply(times_ns=ended))
-            continue
-        done = WorkerResult(result=ended, environment=session.environment)
-        send(WorkerReply(done=done))
+        if not is_ready:
+            runner.session(task)
+            tell(READY)
+            tell(KEEPS_ROWS)
+            is_ready = True
+        send(runner.run(task, tell))
     replies.close()
 
 

@@ -75,13 +75,15 @@ class WorkerReply:
     """A worker's reply: its progress, or the result of its row.
 
     An action ends with `times_ns`, the nanoseconds of the samples that it took, or with
-    a result that says why it could not; "closeness" ends with that.
+    a result that says why it could not; "closeness" ends with that. `broken` says which
+    of several ranks broke, and how: no other reply follows.
     """
 
     progress: str | None = None
     done: WorkerResult | None = None
     times_ns: tuple[int, ...] | None = None
     closeness: ClosenessResult | None = None
+    broken: str | None = None
 
 
 class RowEnded(Exception):
