@@ -24,6 +24,12 @@ from llama_perf.llama.transformer import tensor_bytes
 from llama_perf.measure.closeness import closeness_db
 from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
+from llama_perf.measure.ranks import (
+    check_same_tokens,
+    ranks_of,
+    slowest,
+    start_together,
+)
 from llama_perf.measure.step_profile import Work, count_work
 from llama_perf.measure.system_load import LoadWatch
 from llama_perf.measure.value_check import check_row_values, warm_up_row
@@ -65,13 +71,15 @@ class RowMemoryMeter:
 class Sample:
     """Times of a generation; `tokens`, prompt included, are int64 (batch, length).
 
-    `token_ns` are the times between each new token and the one before it.
+    `token_ns` are the times between each new token and the one before it. Of several
+    ranks all these are the slowest one's; `rank_ns` are each one's totals.
     """
 
     total_ns: int
     first_token_ns: int
     tokens: Tensor
     token_ns: tuple[int, ...] = ()
+    rank_ns: tuple[int, ...] = ()
 
 
 def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
@@ -81,18 +89,21 @@ def time_row(prepared: PreparedRow, generator: torch.Generator) -> Sample:
     # The start, each token and the end.
     mark = device.marker(row.max_new_tokens + 2)
     device.synchronize()
+    start_together()
     marks = [mark()]
     tokens = prepared.engine.generate(
         prepared.prompt,
         **prepared.request(generator),
         after_token=lambda: marks.append(mark()),
     )
-    _, *tokens_ns, total_ns = device.times_ns([*marks, mark()])
+    (_, *tokens_ns, total_ns), rank_ns = slowest(device.times_ns([*marks, mark()]))
+    check_same_tokens(tokens)
     return Sample(
         total_ns=total_ns,
         first_token_ns=tokens_ns[0],
         tokens=tokens,
         token_ns=tuple(after - before for before, after in pairwise(tokens_ns)),
+        rank_ns=rank_ns,
     )
 
 
@@ -214,6 +225,7 @@ def measure_row(
         check=check,
         closeness_db=closeness,
         memory=memory_parts(prepared.engine),
+        ranks=ranks_of(prepared, [sample.rank_ns for sample in samples]),
         joules_per_token=None if joules is None else joules / watched,
         card=tuple(watch.states) or None,
         card_problem=watch.problem,

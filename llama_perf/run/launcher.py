@@ -48,11 +48,12 @@ def _reply(words: str) -> None:
 
 
 def _words(failure: ProcessFailure) -> str:
-    if failure.error_file_data.get("message"):
-        kind, _, words = str(failure.message).partition(": ")
-        return words or kind
     if failure.exitcode < 0:
         return f"was ended by signal {-failure.exitcode}"
+    # What `rank_process` recorded, if it did: the kind of the exception and its words.
+    told = failure.error_file_data.get("message")
+    if isinstance(told, dict) and ": " in str(told.get("message")):
+        return str(told["message"]).partition(": ")[2]
     return f"ended with code {failure.exitcode}"
 
 

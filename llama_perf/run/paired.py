@@ -84,7 +84,7 @@ class PairedProcesses:
     ) -> None:
         devices = {row.device for row in rows}
         unslowed = replace(options, inject_slowdown=())
-        self._start: dict[str, Callable[[], Worker]] = {
+        self._start: dict[str, Callable[..., Worker]] = {
             side: partial(
                 Worker,
                 options=own_options,
@@ -171,9 +171,11 @@ class PairedProcesses:
 
         With `build` they also compile it, and free it again.
         """
+        if any(worker.ranks != row.ranks for worker in self._workers.values()):
+            self._renew()
         new = [side for side in self._order if side not in self._workers]
         for side in new:
-            self._workers[side] = self._start[side]()
+            self._workers[side] = self._start[side](ranks=row.ranks)
 
         def load(side: str) -> None:
             # What is wrong with the row is said when it is measured.
@@ -197,7 +199,7 @@ class PairedProcesses:
             if not worker.keeps_rows:
                 # An older revision's process ends at a task that it does not know.
                 worker.close()
-                self._workers[side] = self._start[side]()
+                self._workers[side] = self._start[side](ranks=row.ranks)
         return self._workers
 
     def _way(self, pairs: PairedRow) -> str:

@@ -34,20 +34,24 @@ class Ends:
         """
         self._tasks += 1
         keys = [f"end/{self._tasks}/{index}" for index in range(self._rank.count)]
-        failure = _failure(own)
-        self._store.set(keys[self._rank.index], json.dumps(failure))
+        failure, told = _failure(own), None
+        if failure is not None:
+            # Whoever waited for a rank that failed fails after it.
+            told = (self._store.add(f"failed/{self._tasks}", 1), *failure)
+        self._store.set(keys[self._rank.index], json.dumps(told))
         try:
             self._store.wait(keys, FOREVER if failure is None else _PATIENCE)
         except DistError:
             assert failure is not None, "no rank waits so long"
-            raise FailedAlone(failure[1]) from None
+            raise FailedAlone(failure[-1]) from None
         failures = [json.loads(self._store.get(key)) for key in keys]
-        if failures.count(failures[0]) == len(failures):
+        ends = [None if told is None else told[1:] for told in failures]
+        if ends.count(ends[0]) == len(ends):
             return own
-        if all(one and one[0] == Status.NOT_RUN.value for one in failures):
+        if all(end is not None and end[0] == Status.NOT_RUN.value for end in ends):
             return own
-        first = next(index for index, one in enumerate(failures) if one is not None)
-        return invalid(task, f"rank {first}: {failures[first][1]}", own)
+        _, first = min((told[0], n) for n, told in enumerate(failures) if told)
+        return invalid(task, f"rank {first}: {failures[first][-1]}", own)
 
 
 def _failure(reply: WorkerReply) -> tuple[str, str] | None:

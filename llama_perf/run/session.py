@@ -33,6 +33,7 @@ from llama_perf.measure.prepare import (
     prepare_row,
     share_of,
 )
+from llama_perf.measure.ranks import over_ranks, start_together
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
     Progress,
@@ -236,6 +237,8 @@ class Session:
     def _measure(self, row: RowSpec, progress: Progress) -> Measurement:
         device = check_device(row.device)
         used = device_of(device)
+        # All ranks measure it at once.
+        start_together()
         ceiling = self.ceiling(device)
         with compiler_settings(
             used=row.compile,
@@ -277,13 +280,14 @@ class Session:
         # What the process kept of the peaks when the row was gone is not the row's.
         kept_bytes = meter.retained_bytes()
         build_peak_bytes = (measurement.build_peak_bytes or 0) - kept_bytes
-        return replace(
+        own = replace(
             measurement,
             ceiling=ceiling,
             device_bandwidth_gb_s=ceiling.bandwidth_gb_s,
             peak_memory_bytes=max(measurement.peak_memory_bytes - kept_bytes, 0),
             build_peak_bytes=max(build_peak_bytes, 0),
         )
+        return over_ranks(own)
 
 
 def _attempt(row: RowSpec, work: Callable[[], T]) -> RowResult | T:

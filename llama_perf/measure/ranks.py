@@ -1,0 +1,134 @@
+"""What the ranks of a row exchange while it is measured.
+
+Each decision that depends on a clock is taken from the slowest rank's times, so that
+all ranks decide alike. A row of one rank exchanges nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from llama_perf.devices.device import device_of
+from llama_perf.devices.ranks import from_every_rank, own_rank, sum_over_ranks
+from llama_perf.errors import ValuesError
+from llama_perf.measure.prepare import PreparedRow
+from llama_perf.results.measurement import Measurement
+from llama_perf.results.ranks import RankFigures, Ranks
+
+# The sums of a step are timed so often.
+_REPEATS = 20
+
+
+def start_together() -> None:
+    """Wait until every rank is here."""
+    if own_rank().count > 1:
+        dist.barrier()
+
+
+def slowest(times_ns: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the times of a sample those of the rank that took longest, and each total.
+
+    The last of a rank's times is that of the whole sample.
+    """
+    of_ranks = from_every_rank(tuple(times_ns))
+    longest = max(of_ranks, key=lambda times: times[-1])
+    return longest, tuple(times[-1] for times in of_ranks)
+
+
+def check_same_tokens(tokens: torch.Tensor) -> None:
+    """Raise ValuesError unless every rank has the same tokens (B, T)."""
+    if own_rank().count == 1:
+        return
+    texts = from_every_rank(tokens.tolist())
+    for index, text in enumerate(texts):
+        if text != texts[0]:
+            problem = f"rank {index} chose other tokens than rank 0"
+            raise ValuesError(f"check: {problem}, from the same draws")
+
+
+def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks | None:
+    """The ranks of a row with their times, one for each sample; None of one rank.
+
+    What else each of them measured comes by `over_ranks`.
+    """
+    row, config = prepared.row, prepared.engine.model.config
+    if row.ranks == 1:
+        return None
+    itemsize: int = getattr(torch, row.dtype).itemsize
+    count = 2 * config.n_layers
+    seconds = from_every_rank(all_reduce_s(prepared))
+    device = prepared.prompt.device
+    names = from_every_rank(device_of(device).name)
+    each = (
+        RankFigures(
+            device=name,
+            peak_memory_bytes=0,
+            model_size_bytes=prepared.model_size_bytes,
+            sample_ns=times,
+        )
+        for name, times in zip(names, zip(*sample_ns, strict=True), strict=True)
+    )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    return Ranks(
+        backend=backend,
+        all_reduce=backend,
+        all_reduces=count,
+        all_reduce_bytes=count * row.batch_size * config.dim * itemsize,
+        all_reduce_us=round(max(seconds) * 1e6, 1),
+        each=tuple(each),
+    )
+
+
+def over_ranks(measured: Measurement) -> Measurement:
+    """The figures of all ranks from those of each.
+
+    Memory is that of the rank with the largest peak; sizes and bandwidths are sums.
+    """
+    if measured.ranks is None:
+        return measured
+    of_ranks = from_every_rank(replace(measured, ranks=None))
+    largest = max(of_ranks, key=lambda own: own.peak_memory_bytes)
+    each = tuple(
+        replace(
+            rank,
+            peak_memory_bytes=own.peak_memory_bytes,
+            peak_allocated_bytes=own.peak_allocated_bytes,
+            model_size_bytes=own.model_size_bytes,
+            device_bandwidth_gb_s=own.device_bandwidth_gb_s,
+        )
+        for rank, own in zip(measured.ranks.each, of_ranks, strict=True)
+    )
+    size = sum(own.model_size_bytes for own in of_ranks)
+    return replace(
+        measured,
+        ranks=replace(measured.ranks, each=each),
+        model_size_bytes=size,
+        bandwidth_gb_s=measured.bandwidth_gb_s * size / measured.model_size_bytes,
+        device_bandwidth_gb_s=sum(own.device_bandwidth_gb_s or 0 for own in of_ranks),
+        peak_memory_bytes=largest.peak_memory_bytes,
+        peak_allocated_bytes=largest.peak_allocated_bytes,
+        build_peak_bytes=largest.build_peak_bytes,
+        memory=largest.memory,
+    )
+
+
+def all_reduce_s(prepared: PreparedRow) -> float:
+    """The time that the sums of a decoding step take by themselves, on this rank."""
+    config, device = prepared.engine.model.config, prepared.prompt.device
+    dtype = getattr(torch, prepared.row.dtype)
+    x = torch.zeros(
+        (prepared.row.batch_size, 1, config.dim), dtype=dtype, device=device
+    )
+    used, times = device_of(device), []
+    for _ in range(_REPEATS):
+        start_together()
+        start = time.perf_counter()
+        for _ in range(2 * config.n_layers):
+            x = sum_over_ranks(x)
+        used.synchronize()
+        times.append(time.perf_counter() - start)
+    return median(times)
