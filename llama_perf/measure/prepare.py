@@ -21,7 +21,7 @@ from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.ranks import own_rank
+from llama_perf.devices.ranks import Rank
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
@@ -266,8 +266,9 @@ def _open_row(
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
     _check_built(as_run)
-    if row.ranks > 1:
-        reader = sharded(reader, own_rank())
+    if row.ranks != reader.config.ranks:
+        # It is only asked here whether a row can run.
+        reader = sharded(reader, Rank(0, row.ranks))
     if row.compile and as_run.kernels == "torchao":
         from llama_perf.quantize.torchao_schemes import check_compiled
 
