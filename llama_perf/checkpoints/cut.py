@@ -4,7 +4,6 @@ Of query, key and value a rank has the rows of its heads, of gate, up and the ou
 layer some rows, of the attention's output and of down some columns. Knows no format.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,8 @@ class Cut:
 
     def of(self, tensor: Tensor) -> Tensor:
         """Take this part of a tensor: a view where it is in one piece."""
-        return joined([tensor[index] for index in self.indices])
+        pieces = [tensor[index] for index in self.indices]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def copied_from(self, tensor: Tensor) -> Tensor:
         """Take it in memory of its own; all of a tensor is the tensor itself."""
@@ -76,11 +76,6 @@ class Cut:
 
 
 WHOLE = Cut()
-
-
-def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Pieces one below the other; a single one stays as it is."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces))
 
 
 def cut_of_rank(name: str, whole: ModelConfig, rank: Rank) -> Cut:

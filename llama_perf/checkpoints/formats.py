@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf.constants import GGML_QUANT_SIZES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from llama_perf.checkpoints import config as configs
 from llama_perf.checkpoints import rotated_rows
 from llama_perf.checkpoints.architectures import ARCHITECTURES
-from llama_perf.checkpoints.cut import WHOLE, Cut, Shape, joined
+from llama_perf.checkpoints.cut import WHOLE, Cut, Shape
 from llama_perf.checkpoints.gguf_config import (
     KEPT,
     ROPE_FACTORS,
@@ -108,7 +109,7 @@ def open_safetensors(folder: Path) -> StoredWeights:
                 tensor: Tensor = file.get_tensor(name)
             else:
                 stored = file.get_slice(name)
-                tensor = joined([stored[index] for index in cut.indices])
+                tensor = torch.cat([stored[index] for index in cut.indices])
         return _interleaved(tensor, name, _HUGGING_FACE, config)
 
     return StoredWeights(
