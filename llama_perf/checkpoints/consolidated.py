@@ -1,8 +1,8 @@
 """Meta's `consolidated.00.pth`, `.01.pth`, ...: the parts of one model, merged.
 
-Each part is what one of Meta's processes held. A tensor is merged when it is read, so
-that no more than one is in memory. Knows which tensors are split and how, and not how
-a file is read.
+Each part is what one of Meta's processes held. A tensor, or what is wanted of it, is
+merged when it is read, so that no more than one is in memory. Knows which tensors are
+split and how, and not how a file is read.
 
 Column-parallel projections are split by their output channels, row-parallel ones by
 their input channels. The embedding of Llama 1 and 2 is split by its width, that of
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from llama_perf.checkpoints import config as configs
+from llama_perf.checkpoints.cut import WHOLE, Cut, Shape
 from llama_perf.checkpoints.hub import folder_name
 from llama_perf.checkpoints.pth import EMBEDDING, PthFile, embedding_rows, open_file
-from llama_perf.checkpoints.reader import Shape, StoredWeights
+from llama_perf.checkpoints.stored import StoredWeights
+from llama_perf.devices.ranks import Rank
 from llama_perf.errors import MissingFileError, WeightsError
 from llama_perf.files import entries
 from llama_perf.words import shown
@@ -84,17 +86,27 @@ def open_consolidated(paths: Sequence[Path]) -> StoredWeights:
             return 1 if [size * n_parts for size in width] == [config.dim] else 0
         return next((dim for dim, names in _SPLIT_BY if names.fullmatch(name)), None)
 
-    def read(name: str) -> Tensor:
-        pieces = [part.read(name) for part in parts]
+    def read(name: str, cut: Cut = WHOLE) -> Tensor:
         if (dim := split_by(name)) is not None:
-            return torch.cat(pieces, dim)
+            size = tensors[name].shape[dim]
+            of_parts = (
+                (part, cut.within(dim, at * size, (at + 1) * size))
+                for at, part in enumerate(parts)
+            )
+            needed = [own.of(part.read(name)) for part, own in of_parts if own]
+            return torch.cat(needed, dim)
+        pieces = [part.read(name) for part in parts]
         for path, piece in zip(paths, pieces, strict=True):
             if not torch.equal(piece, pieces[0]):
                 raise WeightsError(
                     f"{path}: {name}: other values than in {paths[0].name} are not"
                     " allowed; allowed: the same in every part"
                 )
-        return pieces[0]
+        return cut.copied_from(pieces[0])
+
+    def check_data(rank: Rank) -> None:
+        for part in parts:
+            part.check_data(rank)
 
     def merged_shape(name: str) -> Shape:
         shape = list(tensors[name].shape)
@@ -113,6 +125,7 @@ def open_consolidated(paths: Sequence[Path]) -> StoredWeights:
         names={},
         block="layers",
         files=paths,
+        check_data=check_data,
     )
 
 

@@ -16,7 +16,8 @@ from llama_perf.checkpoints.consolidated import (
     parts_of,
 )
 from llama_perf.checkpoints.pth import open_pth
-from llama_perf.checkpoints.reader import StoredWeights, WeightsReader
+from llama_perf.checkpoints.reader import WeightsReader
+from llama_perf.checkpoints.stored import StoredWeights
 from llama_perf.errors import MissingFileError, NotRunnable, WeightsError
 from llama_perf.files import entries, is_absent, is_missing
 from llama_perf.llama.presets import preset, preset_name

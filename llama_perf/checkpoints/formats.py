@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.constants import GGML_QUANT_SIZES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_perf.checkpoints import config as configs
 from llama_perf.checkpoints import rotated_rows
 from llama_perf.checkpoints.architectures import ARCHITECTURES
+from llama_perf.checkpoints.cut import WHOLE, Cut, Shape
 from llama_perf.checkpoints.gguf_config import (
     KEPT,
     ROPE_FACTORS,
@@ -29,8 +29,9 @@ from llama_perf.checkpoints.gguf_config import (
     rope_scaling,
 )
 from llama_perf.checkpoints.gguf_reader import read_container
+from llama_perf.checkpoints.gguf_values import dequantized, values
 from llama_perf.checkpoints.hub import folder_name, snapshot_of
-from llama_perf.checkpoints.reader import Shape, StoredWeights
+from llama_perf.checkpoints.stored import StoredWeights
 from llama_perf.errors import MissingFileError, WeightsError
 from llama_perf.files import check_readable, is_absent
 from llama_perf.llama.config import ModelConfig
@@ -102,9 +103,13 @@ def open_safetensors(folder: Path) -> StoredWeights:
                 f" {place}"
             )
 
-    def read(name: str) -> Tensor:
+    def read(name: str, cut: Cut = WHOLE) -> Tensor:
         with _opened(files[name], name) as file:
-            tensor: Tensor = file.get_tensor(name)
+            if cut.is_whole:
+                tensor: Tensor = file.get_tensor(name)
+            else:
+                stored = file.get_slice(name)
+                tensor = torch.cat([stored[index] for index in cut.indices])
         return _interleaved(tensor, name, _HUGGING_FACE, config)
 
     return StoredWeights(
@@ -183,7 +188,7 @@ def open_gguf(path: Path) -> StoredWeights:
     for name, tensor in tensors.items():
         _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
         try:
-            _dequantized(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
+            dequantized(np.zeros((1, block_bytes), np.uint8), tensor.tensor_type)
         except NotImplementedError:
             raise WeightsError(
                 f"{path}: {name}: type {tensor.tensor_type.name} is not allowed;"
@@ -192,10 +197,9 @@ def open_gguf(path: Path) -> StoredWeights:
             ) from None
     shapes = {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()}
 
-    def read(name: str) -> Tensor:
-        tensor = tensors[name]
-        values = torch.from_numpy(_dequantized(tensor.data, tensor.tensor_type))
-        return _interleaved(values, name, _GGUF, config) if in_halves else values
+    def read(name: str, cut: Cut = WHOLE) -> Tensor:
+        tensor = values(tensors[name], cut)
+        return _interleaved(tensor, name, _GGUF, config) if in_halves else tensor
 
     config, architecture = gguf_config(fields, shapes, path)
     in_halves = ARCHITECTURES[architecture].rotates_halves
@@ -214,9 +218,3 @@ def open_gguf(path: Path) -> StoredWeights:
         block="blk",
         files=[path],
     )
-
-
-def _dequantized(data: Any, kind: GGMLQuantizationType) -> Any:
-    # Damaged scales may be infinite; what is not finite is found where it is used.
-    with np.errstate(all="ignore"):
-        return dequantize(data, kind)

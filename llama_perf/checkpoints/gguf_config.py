@@ -21,8 +21,8 @@ from llama_perf.checkpoints.architectures import (
 )
 from llama_perf.checkpoints.config import gguf_fields, model_config, read_config
 from llama_perf.checkpoints.contradictions import Claim, check_claims
+from llama_perf.checkpoints.cut import Shape
 from llama_perf.checkpoints.gguf_reader import Fields
-from llama_perf.checkpoints.reader import Shape
 from llama_perf.errors import WeightsError
 from llama_perf.llama.config import ModelConfig, RopeScaling
 from llama_perf.llama.layers import inverse_frequencies

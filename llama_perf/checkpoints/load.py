@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from llama_perf.checkpoints.find import check_model, find_checkpoint, open_weights
 from llama_perf.checkpoints.reader import SyntheticWeights, WeightsReader
 from llama_perf.checkpoints.saved import check_usable
+from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.files import tokenizer_of
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import KINDS, check_device, device_of
+from llama_perf.devices.ranks import from_every_rank, own_rank
 from llama_perf.errors import SpecError
 from llama_perf.llama.memory_segments import ScratchPool
 from llama_perf.llama.presets import preset
@@ -39,9 +41,9 @@ def open_model(
 ) -> tuple[WeightsReader, Path | None]:
     """The weights of a path, of a model's name, or synthetic ones of a preset.
 
-    Returns the reader and the path of the checkpoint, None for synthetic weights.
-    Raises WeightsError, or SpecError for a name that means nothing or for a dtype or
-    device that saved weights were not made for.
+    Returns the reader of all of them, and the path of the checkpoint, None for
+    synthetic weights. Raises WeightsError, or SpecError for a name that means nothing
+    or for a dtype or device that saved weights were not made for.
     """
     path = find_checkpoint(model, checkpoints=checkpoints)
     if path is None:
@@ -58,6 +60,7 @@ def open_model(
 class OpenedModel:
     """The model that was opened last, with its tokenizer, for rows that have the same.
 
+    In the process of one of several ranks it is the share of that rank.
     With `keep` a small one's weights are read at once and kept. Dequantizing SmolLM2
     takes longer than a sample of most of its rows, so a run does it once, and
     `WeightsReader.read_s` says what it took.
@@ -74,7 +77,10 @@ class OpenedModel:
     def __call__(
         self, model: str, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[WeightsReader, Path | None]:
-        """See `open_model`; with `keep` also raises TokenizerError."""
+        """See `open_model`; with `keep` also raises TokenizerError.
+
+        Raises SpecError for a model that the ranks cannot share.
+        """
         asked = (model, dtype, device)
         if self._opened is None or self._asked != asked:
             # The weights of two models are never there at once.
@@ -83,9 +89,13 @@ class OpenedModel:
             reader, path = open_model(
                 model, checkpoints=self.checkpoints, dtype=dtype, device=device
             )
+            if (rank := own_rank()).count > 1:
+                reader = sharded(reader, rank)
             opened = reader, path
             if self.keep:
-                if may_keep(reader.kept_bytes, device):
+                # Those of one machine keep their shares side by side, or none does.
+                needed_bytes = reader.kept_bytes * rank.count
+                if all(from_every_rank(may_keep(needed_bytes, device))):
                     reader.keep()
                     self.unquantized = reader
                 self._tokenizer = _tokenizer_of(*opened)

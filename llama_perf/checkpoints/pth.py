@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llama_perf.checkpoints import archive
+from llama_perf.checkpoints import archive, packed_cuts
 from llama_perf.checkpoints import config as configs
+from llama_perf.checkpoints.cut import WHOLE, Cut
 from llama_perf.checkpoints.hub import folder_name
-from llama_perf.checkpoints.reader import StoredWeights
 from llama_perf.checkpoints.saved import Saved, check_content, read_saved
 from llama_perf.checkpoints.saved_tensors import check_tensors
+from llama_perf.checkpoints.stored import StoredWeights
+from llama_perf.devices.ranks import Rank
 from llama_perf.errors import WeightsError
 from llama_perf.files import check_readable
 from llama_perf.llama.transformer import is_unquantized
@@ -37,6 +39,9 @@ class PthFile(NamedTuple):
     path: Path
     tensors: dict[str, Any]
     read: Callable[[str], Tensor]
+    """A map of the file: only what is used of it comes into memory."""
+    check_data: Callable[[Rank], None]
+    """Raises WeightsError for damage of the tensors' data: see `archive`."""
 
 
 def open_pth(path: Path) -> StoredWeights:
@@ -53,7 +58,7 @@ def open_pth(path: Path) -> StoredWeights:
     saved = read_saved(path.parent)
     if saved is not None and saved.scheme is not None:
         import_for(saved.scheme)
-    _, tensors, read = opened(saved)
+    _, tensors, read_map, check_data = opened(saved)
     if saved is not None:
         check_content(path)
     output = tensors.get("output.weight")
@@ -63,6 +68,17 @@ def open_pth(path: Path) -> StoredWeights:
         embedding = tensors.get(EMBEDDING)
         shared = embedding is not None and output.data_ptr() == embedding.data_ptr()
         config = replace(config, tied_embeddings=shared)
+
+    def read(name: str, cut: Cut = WHOLE) -> Tensor:
+        tensor = read_map(name)
+        if cut.is_whole or is_unquantized(tensor):
+            return cut.copied_from(tensor)
+        return packed_cuts.share(tensor, cut)
+
+    def check_cut(name: str, cut: Cut) -> None:
+        if not cut.is_whole and not is_unquantized(tensors[name]):
+            packed_cuts.share(packed_cuts.without_data(tensors[name]), cut)
+
     source = f"pth:{folder_name(path.parent)}"
     return StoredWeights(
         path=path,
@@ -76,6 +92,8 @@ def open_pth(path: Path) -> StoredWeights:
         files=[path],
         saved=saved,
         own_output=output is not None and not is_unquantized(output),
+        check_data=check_data,
+        check_cut=check_cut,
     )
 
 
@@ -99,14 +117,16 @@ def open_file(path: Path, saved: Saved | None) -> PthFile:
         )
     tensors = {str(name): value for name, value in loaded.items()}
     check_tensors(tensors, saved, path)
-    check_data = cache(archive.check_data) if is_zip else lambda _: None
 
     def read(name: str) -> Tensor:
-        check_data(path)
         tensor: Tensor = tensors[name].detach()
         return tensor
 
-    return PthFile(path, tensors, read)
+    def check_data(rank: Rank) -> None:
+        if is_zip:
+            archive.check_data(path, rank)
+
+    return PthFile(path, tensors, read, check_data)
 
 
 def embedding_rows(tensors: Mapping[str, Any], path: Path) -> int:

@@ -4,38 +4,23 @@ Names are Meta's (`tok_embeddings.weight`, `layers.0.attention.wqkv.weight`, ...
 query and key rows are in the order of RoPE on interleaved pairs. A checkpoint's
 tensors come on the CPU in the dtype they are stored in (GGUF's in float32, since it
 stores most of them quantized); synthetic ones in the dtype and on the device asked
-for. Quantized tensors come only from what `save_model` wrote. Knows no file format:
-each hands in its names, its shapes and how a tensor is read.
+for. Quantized tensors come only from what `save_model` wrote. One of several ranks gets
+its share of each tensor. Knows no file.
 """
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.cut import Cut, Shape, cut_of_rank, linear_of
 from llama_perf.checkpoints.saved import Saved
-from llama_perf.errors import WeightsError
+from llama_perf.devices.ranks import ALONE, Rank
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.transformer import Origin
-from llama_perf.rows.choices import DTYPE_TOKENS
-from llama_perf.words import counted
-
-Shape = tuple[int, ...]
-
-# Tables and caches that models of this family registered as buffers and saved.
-_BUFFERS = re.compile(
-    r"rope\.freqs|freqs_cis|freqs_cos|freqs_sin|causal_mask|mask"
-    r"|layers\.\d+\.attention\.(inner_attention\.rope\.freqs|kv_cache\.[kv]_cache"
-    r"|kv_cache\.[kv]_cache_scale)"
-    r"|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
-    r"|rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight"
-)
 
 
 def layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -53,6 +38,10 @@ class WeightsReader:
     Every call reads anew, so one layer at a time is in memory; after `keep` all are. A
     tensor may alias a private map of the file: writing to it never reaches the file,
     and whoever measures copies it, or the disk is read while the clock runs.
+
+    The reader of a share (see `sharded`) reads what its `rank` has of each tensor, and
+    `config` is the shape of that. Each rank has the whole embedding and all norms, and
+    the first has the biases of what is cut by columns.
     """
 
     config: ModelConfig
@@ -70,6 +59,14 @@ class WeightsReader:
     """What opening and reading took, where it was done once for several rows."""
     notes: tuple[str, ...] = ()
     """What a user should know of the choice of these weights, a line each."""
+    rank: Rank = ALONE
+    whole: ModelConfig = field(init=False)
+    """The shape of the model that all ranks share."""
+    is_kept: bool = field(default=False, init=False)
+    """Whether calls give what `keep` has read."""
+
+    def __post_init__(self) -> None:
+        self.whole = self.config
 
     @property
     def origin(self) -> Origin:
@@ -78,166 +75,76 @@ class WeightsReader:
 
     @property
     def kept_bytes(self) -> float:
-        """The most that `keep` takes; infinite where nothing may be kept."""
-        return math.inf
+        """The most that `keep` takes, in float32; infinite where nothing is kept."""
+        shapes = (self._cut(name).shape_of(shape) for name, shape in self._shapes())
+        return 4 * sum(map(math.prod, shapes))
 
     def keep(self) -> None:
         """Read every tensor now and keep it for later calls."""
         raise NotImplementedError
 
+    def check_cuts(self) -> None:
+        """Raise SpecError for a tensor that cannot be cut as the rank's share is."""
+
     def embedding(self) -> Tensor:
         """`tok_embeddings.weight`, (vocab_size, dim)."""
-        config = self.config
-        return self._tensor("tok_embeddings.weight", (config.vocab_size, config.dim))
+        return self._weight(*self._embedding_shape)
 
     def layer(self, index: int) -> dict[str, Tensor]:
         """The weights of one block by `layer_shapes`' names, those inside the block."""
         assert 0 <= index < self.config.n_layers, f"there is no layer {index}"
         return {
-            name: self._tensor(f"layers.{index}.{name}", shape)
-            for name, shape in layer_shapes(self.config)
+            name: self._weight(f"layers.{index}.{name}", shape)
+            for name, shape in layer_shapes(self.whole)
         }
 
     def final(self) -> dict[str, Tensor]:
-        """`norm.weight` (dim,) and, unless tied, `output.weight` (vocab_size, dim)."""
-        return {name: self._tensor(name, shape) for name, shape in self._final_shapes()}
+        """`norm.weight` (dim,) and, unless tied, `output.weight` (output_size, dim).
 
-    def _final_shapes(self) -> Iterator[tuple[str, Shape]]:
-        config = self.config
-        yield "norm.weight", (config.dim,)
-        if self.own_output or not config.tied_embeddings:
-            yield "output.weight", (config.vocab_size, config.dim)
-
-    def _tensor(self, name: str, shape: Shape) -> Tensor:
-        raise NotImplementedError
-
-
-@dataclass(kw_only=True)
-class StoredWeights(WeightsReader):
-    """The WeightsReader of a checkpoint.
-
-    `names` maps Meta's names, without `.weight` or `.bias`, to the checkpoint's own,
-    those of a block without the `layers.N.` that is `<block>.N.` there; a name that is
-    not in it is the same. `shapes` has every tensor of the checkpoint under its own
-    name, in torch's order of dimensions, and `read(own_name)` gives one of them.
-    `config_from` says in errors where the configuration was found. `files` hold the
-    tensors: reading a map of one that was cut since would end the process.
-
-    Every tensor's name and shape is checked here, before any data is read. Raises
-    WeightsError if one is missing, has another shape than the configuration wants, or
-    has no place in such a model.
-    """
-
-    path: Path
-    config_from: str
-    shapes: Mapping[str, Shape]
-    read: Callable[[str], Tensor]
-    names: Mapping[str, str]
-    block: str
-    files: Collection[Path]
-
-    def __post_init__(self) -> None:
-        self._sizes: list[tuple[Path, int]] = [
-            (path, _size(path)) for path in self.files
-        ]
-        config = self.config
-        wanted = self._parts("tok_embeddings.weight", (config.vocab_size, config.dim))
-        for index in range(config.n_layers):
-            for name, shape in layer_shapes(config):
-                wanted |= self._parts(f"layers.{index}.{name}", shape)
-        for name, shape in self._final_shapes():
-            wanted |= self._parts(name, shape)
-        self._refuse(
-            [name for name in wanted if name not in self.shapes],
-            f"is missing; {self.config_from} wants it",
-        )
-        for name, shape in wanted.items():
-            if self.shapes[name] != shape:
-                raise WeightsError(
-                    f"{self.path}: {name}: shape {self.shapes[name]} is not"
-                    f" allowed; {self.config_from} wants {shape}"
-                )
-        # A tied model's file may repeat its embedding as the output layer: see `final`.
-        known = {*wanted, *self._parts("output.weight", ())}
-        self._refuse(
-            [n for n in self.shapes if n not in known and not _BUFFERS.fullmatch(n)],
-            f"is not allowed; {self.config_from} wants no such tensor in a model of"
-            f" {counted(config.n_layers, 'layer')}",
-        )
+        The share of a tied model has it too: some rows of the embedding.
+        """
+        final = {
+            name: self._weight(name, shape) for name, shape in self._final_shapes()
+        }
+        if self.rank.count > 1 and "output.weight" not in final:
+            cut = self._cut("output.weight")
+            final["output.weight"] = (
+                cut.of(self.embedding())
+                if self.is_kept
+                else self._tensor(*self._embedding_shape, cut)
+            )
+        return final
 
     @property
-    def kept_bytes(self) -> float:
-        """See `WeightsReader.kept_bytes`: in float32, unless their type is saved."""
-        return math.inf if self.saved else 4 * sum(map(math.prod, self.shapes.values()))
+    def _embedding_shape(self) -> tuple[str, Shape]:
+        return "tok_embeddings.weight", (self.whole.vocab_size, self.whole.dim)
 
-    def keep(self) -> None:
-        """See `WeightsReader.keep`."""
-        self._check_sizes()
-        self.read = cache(self.read)
-        for name in self.shapes:
-            self.read(name)
+    def _final_shapes(self) -> Iterator[tuple[str, Shape]]:
+        whole = self.whole
+        yield "norm.weight", (whole.dim,)
+        if self.own_output or not whole.tied_embeddings:
+            yield "output.weight", (whole.vocab_size, whole.dim)
 
-    def final(self) -> dict[str, Tensor]:
-        """See `WeightsReader.final`; an output layer that is repeated must be alike."""
-        config = self.config
-        (own,) = self._parts("output.weight", ())
-        if config.tied_embeddings and not self.own_output and own in self.shapes:
-            shape = (config.vocab_size, config.dim)
-            if not torch.equal(self._tensor("output.weight", shape), self.embedding()):
-                (embedding,) = self._parts("tok_embeddings.weight", shape)
-                raise WeightsError(
-                    f"{self.path}: {own} differs from {embedding}, which"
-                    f" {self.config_from} ties to it; allowed: the same values"
-                )
-        return super().final()
+    def _shapes(self) -> Iterator[tuple[str, Shape]]:
+        """The names and whole shapes of all weights that are read."""
+        yield self._embedding_shape
+        for index in range(self.whole.n_layers):
+            for name, shape in layer_shapes(self.whole):
+                yield f"layers.{index}.{name}", shape
+        yield from self._final_shapes()
 
-    def _check_sizes(self) -> None:
-        for path, size in self._sizes:
-            if _size(path) != size:
-                raise WeightsError(f"{path}: it was changed since it was opened")
+    def _cut(self, name: str) -> Cut:
+        return cut_of_rank(name, self.whole, self.rank)
 
-    def _refuse(self, names: list[str], problem: str) -> None:
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise WeightsError(f"{self.path}: the tensor {names[0]}{more} {problem}")
+    def _weight(self, name: str, shape: Shape) -> Tensor:
+        weight = self._tensor(name, shape, self._cut(name))
+        linear, kind = linear_of(name)
+        is_sum = kind == "bias" and self.config.cut_of(linear) == "columns"
+        return torch.zeros_like(weight) if is_sum and not self.rank.is_first else weight
 
-    def _parts(self, name: str, shape: Shape) -> dict[str, Shape]:
-        """The checkpoint's tensors that make up a weight: QKV may be in three."""
-        _, index, inner = name.split(".", 2) if "layers." in name else ("", "", name)
-        start = f"{self.block}.{index}." if index else ""
-
-        def own(stem: str) -> str:
-            return f"{start}{self.names.get(stem, stem)}.{kind}"
-
-        stem, _, kind = inner.rpartition(".")
-        if stem != "attention.wqkv" or own(stem) in self.shapes:
-            return {own(stem): shape}
-        config = self.config
-        heads = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
-        return {
-            own(f"attention.w{part}"): (count * config.head_dim, *shape[1:])
-            for part, count in heads.items()
-        }
-
-    def _tensor(self, name: str, shape: Shape) -> Tensor:
-        self._check_sizes()
-        parts = []
-        for own in self._parts(name, shape):
-            parts.append(self.read(own))
-            dtype = str(parts[-1].dtype).removeprefix("torch.")
-            if dtype not in DTYPE_TOKENS:
-                raise WeightsError(
-                    f"{self.path}: {own}: dtype {dtype} is not allowed; allowed:"
-                    f" {', '.join(DTYPE_TOKENS)}"
-                )
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+    def _tensor(self, name: str, shape: Shape, cut: Cut) -> Tensor:
+        """The part `cut` of a tensor whose whole shape is `shape`."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -258,18 +165,15 @@ class SyntheticWeights(WeightsReader):
     device: torch.device
     source: str = "synthetic"
 
-    @property
-    def kept_bytes(self) -> float:
-        """See `WeightsReader.kept_bytes`: what all of them would take in float32."""
-        config = self.config
-        layer = sum(math.prod(shape) for _, shape in layer_shapes(config))
-        final = sum(math.prod(shape) for _, shape in self._final_shapes())
-        return 4 * (config.vocab_size * config.dim + config.n_layers * layer + final)
-
     def keep(self) -> None:
         """See `WeightsReader.keep`: they are made anew, which takes no longer."""
 
-    def _tensor(self, name: str, shape: Shape) -> Tensor:
+    def _tensor(self, name: str, shape: Shape, cut: Cut) -> Tensor:
+        # A rank's values are those of the whole tensor, which is made for it.
+        made = self._made(name, shape)
+        return cut.copied_from(made)
+
+    def _made(self, name: str, shape: Shape) -> Tensor:
         # The 0 is part of the name so that the values stay those of earlier versions.
         digest = hashlib.sha256(f"0:{name}".encode()).digest()
         generator = torch.Generator(device=self.device)

@@ -21,7 +21,7 @@ from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.ranks import own_rank
+from llama_perf.devices.ranks import Rank, own_rank
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
@@ -282,8 +282,14 @@ def _open_row(
 
 
 def share_of(row: RowSpec, reader: WeightsReader) -> WeightsReader:
-    """What this process has of the weights of `row`; raises SpecError."""
-    return sharded(reader, own_rank()) if row.ranks > 1 else reader
+    """What this process has of the weights of `row`; raises SpecError.
+
+    Where it is no rank, and only asked whether a row can run, it is the first's share.
+    """
+    if reader.config.ranks == row.ranks:
+        return reader
+    rank = own_rank()
+    return sharded(reader, rank if rank.count > 1 else Rank(0, row.ranks))
 
 
 def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:

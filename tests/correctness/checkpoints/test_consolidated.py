@@ -67,13 +67,13 @@ def test_no_more_than_a_tensor_is_read(
     read: list[str] = []
 
     def watched(*arguments: Any) -> PthFile:
-        path, tensors, read_one = open_file(*arguments)
+        path, tensors, read_one, check_data = open_file(*arguments)
 
         def watched_read(name: str) -> Tensor:
             read.append(name)
             return read_one(name)
 
-        return PthFile(path, tensors, watched_read)
+        return PthFile(path, tensors, watched_read, check_data)
 
     monkeypatch.setattr(consolidated, "open_file", watched)
     write(tmp_path, parts_of(samples.all_weights(), 2, 1))

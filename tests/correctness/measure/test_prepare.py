@@ -17,7 +17,8 @@ from llama_perf import load_model
 from llama_perf.checkpoints import load
 from llama_perf.checkpoints.find import SMOLLM2
 from llama_perf.checkpoints.load import build_model
-from llama_perf.checkpoints.reader import StoredWeights, SyntheticWeights
+from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.stored import StoredWeights
 from llama_perf.checkpoints.tokenizers.files import load_tokenizer
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.cuda import CudaDevice

@@ -30,7 +30,9 @@ _KINDS = gguf.GGMLQuantizationType
 _ROTATED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
 
 
-def make_model(heads: int, kv_heads: int, head_dim: int) -> LlamaForCausalLM:
+def make_model(
+    heads: int, kv_heads: int, head_dim: int, hidden: int = HIDDEN
+) -> LlamaForCausalLM:
     """A small model with random weights, norms among them."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -39,7 +41,7 @@ def make_model(heads: int, kv_heads: int, head_dim: int) -> LlamaForCausalLM:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "intermediate_size": HIDDEN,
+        "intermediate_size": hidden,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 64,
         "initializer_range": 0.2,
