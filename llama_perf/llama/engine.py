@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
+from llama_perf.devices.ranks import from_first_rank
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.llama import attention
 from llama_perf.llama.attention import Place, VisiblePositions
@@ -239,6 +240,8 @@ class Engine(EngineWeights):
         draws = sampling.generator
         if sampling.seed is not None:
             draws = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        if self.model.config.ranks > 1 and draws is not None:
+            draws.set_state(from_first_rank(draws.get_state()))
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
         # The kernel draws from a seed, so that one graph serves every generator.
         generator = draws if kernel is None else None

@@ -159,7 +159,12 @@ def make_quantizer(
             and selected.selects(path.removeprefix("model."))
         }
         shapes = {path: tuple(one.weight.shape) for path, one in linears.items()}
-        check_shapes(scheme, config, shapes, device=device)
+        cut = {
+            path
+            for path, linear in linears.items()
+            if getattr(linear, "cut", None) == "columns"
+        }
+        check_shapes(scheme, config, shapes, device=device, cut_by_columns=cut)
         for path, linear in linears.items():
             check_weight(linear.weight, name=name, where=path)
         for path, linear in linears.items():

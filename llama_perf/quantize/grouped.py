@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from llama_perf.devices.ranks import max_over_ranks
 from llama_perf.kernels.grouped import MIDDLE
 from llama_perf.kernels.packing import pack, to_lanes
 from llama_perf.kernels.weight import OFFSET, PACKED, Packed
@@ -51,10 +52,12 @@ class GroupedWeight(PackedTensor):
     zero_kind: ClassVar[int]
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "GroupedWeight":
+    def from_float(
+        cls, weight: Tensor, scheme: Scheme, cut: str | None = None
+    ) -> "GroupedWeight":
         assert scheme.group_size is not None, f"{scheme.name} has no group size"
         groups = weight.detach().float().unflatten(1, (-1, scheme.group_size))
-        dtype, bits = scale_dtype(groups), scheme.bits or cls.bits
+        dtype, bits = scale_dtype(groups, cut=cut), scheme.bits or cls.bits
         found = _quantized(groups, dtype, bits, cls.zero_kind, hqq=scheme.hqq)
         codes, scale, zero = (tensor.flatten(1) for tensor in found)
         words, scales = pack(codes, bits), to_lanes(scale.to(dtype))
@@ -117,29 +120,42 @@ Search = Callable[..., tuple[Tensor, ...]]
 
 
 def in_stretches(search: Search) -> Search:
-    """`search(groups, ...)` of groups (N, G, size), its results joined along N."""
+    """`search(groups, ...)` of groups (N, G, size), its results joined along N.
+
+    Of `by_row`, (N,), it gets the values of the same rows.
+    """
 
     @wraps(search)
-    def by_rows(groups: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    def by_rows(
+        groups: Tensor, *args: Any, by_row: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        if by_row is not None:
+            kwargs["by_row"] = by_row
         at_a_time = _CPU if groups.device.type == "cpu" else _CUDA
         step = max(at_a_time // max(groups[:1].numel(), 1), 1)
         if groups.is_meta or len(groups) <= step:
             return search(groups, *args, **kwargs)
-        parts = [search(rows, *args, **kwargs) for rows in groups.split(step)]
+        parts = []
+        for first in range(0, len(groups), step):
+            rows = slice(first, first + step)
+            if by_row is not None:
+                kwargs["by_row"] = by_row[rows]
+            parts.append(search(groups[rows], *args, **kwargs))
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     return by_rows
 
 
-def scale_dtype(groups: Tensor) -> torch.dtype:
+def scale_dtype(groups: Tensor, *, cut: str | None = None) -> torch.dtype:
     """float16 with its three more bits where a weight's scales fit it, else bfloat16.
 
     Only its peak decides: a group far below it loses nothing that the weight would
-    miss.
+    miss. Of a weight that is `cut`, it is the peak of all ranks' shares.
     """
     if groups.is_meta:
         return torch.float16
-    fits = 2.0**-8 <= largest(groups).item() <= 2.0**14
+    peak = largest(groups)
+    fits = 2.0**-8 <= (max_over_ranks(peak) if cut else peak).item() <= 2.0**14
     return torch.float16 if fits else torch.bfloat16
 
 

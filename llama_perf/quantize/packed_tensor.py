@@ -7,7 +7,7 @@ and of `dequantize()`; a change of it does not touch the stored tensors.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,10 +34,12 @@ class PackedTensor(QuantizedTensor):
     A subclass names its `families`, which registers it for them, and its tensors in
     `tensor_data_names`, and gives `from_float` and `packed`. Where it has attributes
     of its own, they come first in its `tensor_attribute_names`.
-    `column_multiple` is what K must be a multiple of.
+    `column_multiple` is what K must be a multiple of, `cut_multiple` what it must be
+    where a rank has some of the columns.
     """
 
     column_multiple: ClassVar = 1
+    cut_multiple: ClassVar = 1
     families: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls, families: Sequence[str] = (), **kwargs: Any) -> None:
@@ -47,8 +49,13 @@ class PackedTensor(QuantizedTensor):
         register(*families, kernels="native")(lambda it, *_: NativeConfig(it, cls))
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "PackedTensor":
-        """Quantize a checked weight (rows, columns)."""
+    def from_float(
+        cls, weight: Tensor, scheme: Scheme, cut: str | None = None
+    ) -> "PackedTensor":
+        """Quantize a checked weight (rows, columns), or a rank's share that is `cut`.
+
+        A share is quantized to what the same `cut` of the whole quantized weight has.
+        """
         raise NotImplementedError
 
     def packed(self) -> Packed:
@@ -91,9 +98,10 @@ def quantize_module(
         kind = f"{type(module).__name__} {shape}"
         raise SpecError("quantization", scheme.name, f"{kind} is no linear layer")
     check_weight(weight, name=scheme.name)
-    named = {f"the weight {shape}": shape}
+    named, cut = {f"the weight {shape}": shape}, getattr(module, "cut", None)
     check_shapes(scheme, config, named, device=weight.device)
-    packed = config.weight_class.from_float(weight, scheme).laid_out_for(weight.device)
+    packed = config.weight_class.from_float(weight, scheme, cut)
+    packed = packed.laid_out_for(weight.device)
     setattr(module, parameter_name, nn.Parameter(packed, requires_grad=False))
     return module
 
@@ -108,16 +116,22 @@ def check_shapes(
     shapes: Mapping[str, Sequence[int]],
     *,
     device: torch.device,
+    cut_by_columns: Collection[str] = (),
 ) -> None:
     """Raise SpecError unless every weight (N, K) of `shapes`, by name, fits.
 
-    Where the group size does not, the error names those that divide every K.
+    Where the group size does not, the error names those that divide every K. Of the
+    names in `cut_by_columns` K are the columns of one of several ranks.
     """
     native = isinstance(config, NativeConfig)
-    multiple = config.weight_class.column_multiple if native else 1
     in_sixteens = not native and scheme.family == "int4wo" and device.type == "cpu"
     size, common = scheme.group_size or 1, math.gcd(*(k for _, k in shapes.values()))
-    for where, (rows, columns) in shapes.items():
+    for name, (rows, columns) in shapes.items():
+        is_cut = name in cut_by_columns
+        where, multiple = f"{name} on a rank" if is_cut else name, 1
+        if native:
+            multiple = config.weight_class.column_multiple
+            multiple = max(multiple, config.weight_class.cut_multiple * is_cut)
         if columns % size:
             is_int4 = scheme.family == "int4wo"
             sizes = INT4_GROUP_SIZES if is_int4 else range(1, columns + 1)

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llama_perf.devices.ranks import max_over_ranks
 from llama_perf.kernels.packing import to_lanes
 from llama_perf.kernels.row_scaled import FLOAT8, FP6, INT8, RowScaled
 from llama_perf.kernels.weight import Activations, Packed
@@ -27,11 +28,11 @@ from llama_perf.rows.schemes import Scheme
 
 @in_stretches
 def _encoded(
-    weight: Tensor, kind: RowScaled, peak: Tensor | None
+    weight: Tensor, kind: RowScaled, by_row: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Codes (N, K) and scales (N,), of each row's own peak where `peak` is None."""
+    """Codes (N, K) and scales (N,), of the peaks `by_row`, or of each row's own."""
     wide = weight.float()
-    peaks = wide.abs().amax(1) if peak is None else peak.expand(len(wide))
+    peaks = wide.abs().amax(1) if by_row is None else by_row
     # No scale is 0 or subnormal: a row of zeros gets codes of zero, and a row of
     # subnormal values rounds to zero.
     scale = (peaks / kind.largest).clamp(min=torch.finfo(torch.float32).tiny)
@@ -49,10 +50,18 @@ class RowScaledWeight(PackedTensor):
     activations: Activations = "kept"
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "RowScaledWeight":
-        weight = weight.detach()
-        peak = largest(weight).float() if scheme.name.endswith("-tensor") else None
-        codes, scale = _encoded(weight, cls.format, peak)
+    def from_float(
+        cls, weight: Tensor, scheme: Scheme, cut: str | None = None
+    ) -> "RowScaledWeight":
+        weight, peaks = weight.detach(), None
+        if scheme.name.endswith("-tensor"):
+            peak = largest(weight).float()
+            peaks = (max_over_ranks(peak) if cut else peak).expand(len(weight))
+        elif cut == "columns":
+            # The other ranks have the rest of each row.
+            low, high = weight.aminmax(dim=1)
+            peaks = max_over_ranks(torch.maximum(-low, high).float())
+        codes, scale = _encoded(weight, cls.format, by_row=peaks)
         packed = cls.format.pack(codes)
         return cls(packed, to_lanes(scale), *weight.shape, weight.dtype)
 
@@ -109,8 +118,10 @@ class Float8DynamicWeight(Float8Weight, families=("float8dq-row", "float8dq-tens
     granularity: str
 
     @classmethod
-    def from_float(cls, weight: Tensor, scheme: Scheme) -> "Float8DynamicWeight":
-        packed = Float8Weight.from_float(weight, scheme)
+    def from_float(
+        cls, weight: Tensor, scheme: Scheme, cut: str | None = None
+    ) -> "Float8DynamicWeight":
+        packed = Float8Weight.from_float(weight, scheme, cut)
         granularity = scheme.name.removeprefix("float8dq-")
         return cls(packed.codes, packed.scale, granularity, *weight.shape, weight.dtype)
 

@@ -25,14 +25,17 @@ class SparseMarlinWeight(PackedTensor, families=("sparse-marlin",)):
     """Words (B, W, 16) in planes of 4 and 2 bits, 16-bit scales (B, G, 16)."""
 
     column_multiple = QUAD
+    cut_multiple = SPARSE_GROUP
 
     @classmethod
-    def from_float(cls, weight: Tensor, _scheme: Scheme) -> "SparseMarlinWeight":
+    def from_float(
+        cls, weight: Tensor, _scheme: Scheme, cut: str | None = None
+    ) -> "SparseMarlinWeight":
         quads = weight.detach().float().unflatten(1, (-1, QUAD))
         values, places = (part.flatten(1) for part in _keep_two(quads))
         count, size = values.shape[1], SPARSE_GROUP // 2
         groups = F.pad(values, (0, -count % size)).unflatten(1, (-1, size))
-        dtype = scale_dtype(groups)
+        dtype = scale_dtype(groups, cut=cut)
         (scale,) = symmetric_scale(groups, -MIDDLE, dtype)
         codes = torch.round(groups / scale).clamp(-MIDDLE, MIDDLE - 1)
         codes = codes.flatten(1)[:, :count].to(torch.int8).view(torch.uint8) & 15

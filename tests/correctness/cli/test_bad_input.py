@@ -13,8 +13,9 @@ from tests.correctness.support.plugin_project import ROOT, write_tiny
 from tests.correctness.support.tokenizer_samples import train_sentencepiece
 
 TOML, DOCS, CODE = (ROOT / name for name in ("pyproject.toml", "docs", "llama_perf"))
-SETS = "batch, cpu, cpu-long, cpu-peers, cuda, cuda-check, filled, peers, persistent"
-SETS += ", prefill, published, reference, torchao, unfused"
+SETS = "batch, cpu, cpu-long, cpu-peers, cpu-tensor-parallel, cuda, cuda-check, filled"
+SETS += ", peers, persistent, prefill, published, reference, tensor-parallel, torchao"
+SETS += ", unfused"
 OF_ROWS = {
     "--rows none.toml": "none.toml: cannot be read: No such file or directory",
     "--rows /": "/: cannot be read: Is a directory",
