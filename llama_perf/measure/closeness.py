@@ -70,7 +70,7 @@ def closeness_db(prepared: PreparedRow, observed: Observed) -> float | None:
     x = x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
     norm = {"weight": final["norm.weight"]}
     normed: Tensor = functional_call(model.norm, norm, (x,))
-    wanted = normed @ final.get("output.weight", embedding).T
+    wanted = model.gathered(normed @ final.get("output.weight", embedding).T)
     return round(signal_to_noise_db(wanted, observed.logits[:SEQUENCES].float()), 1)
 
 

@@ -92,7 +92,7 @@ class Twin:
             for first in range(0, len(output), HEAD_ROWS):
                 rows = slice(first, first + HEAD_ROWS)
                 out[:, rows] = normed @ self._moved(output[rows]).T
-            return out
+            return self._model.gathered(out)
 
         return logits
 
