@@ -81,7 +81,7 @@ WHOLE = Cut()
 def cut_of_rank(name: str, whole: ModelConfig, rank: Rank) -> Cut:
     """What `rank` has of a tensor of a model of shape `whole`.
 
-    Of what is added to a sum over the ranks, a bias, it has all or nothing: all here.
+    Of a bias beside columns it is all, of which only the first rank has the values.
     """
     linear, kind = linear_of(name)
     sizes = {**whole.linears, "output": (whole.vocab_size, whole.dim)}

@@ -32,7 +32,7 @@ def share(weight: Any, cut: Cut) -> Tensor:
     except Exception:
         pass
     raise WeightsError(
-        f"torchao cannot cut a {type(weight).__name__} {shape} so; allowed: the"
+        f"torchao cannot cut {type(weight).__name__} {shape} so; allowed: the"
         " unquantized model, of which each rank quantizes its share"
     )
 

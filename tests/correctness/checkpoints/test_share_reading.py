@@ -272,7 +272,7 @@ def test_what_torchao_cannot_cut_is_refused_before_it_is_read(
     monkeypatch.setattr(StoredWeights, "_tensor", None)
     assert refusal(sharded, reader, Rank(0, 2), error=SpecError) == (
         f"tensor_parallel: 2 is not allowed; {path}/model.pth:"
-        " layers.0.attention.wqkv.weight: torchao cannot cut a Int4OpaqueTensor (768,"
+        " layers.0.attention.wqkv.weight: torchao cannot cut Int4OpaqueTensor (768,"
         " 192) so; allowed: the unquantized model, of which each rank quantizes its"
         " share"
     )
