@@ -20,6 +20,7 @@ from llama_perf.errors import SpecError
 from llama_perf.kernels import products
 from llama_perf.kernels.weight import Packed
 from llama_perf.llama.transformer import is_unquantized
+from llama_perf.quantize.packed_share import Range, share
 from llama_perf.quantize.quantized_tensor import QuantizedTensor
 from llama_perf.quantize.registry import register
 from llama_perf.rows.choices import DTYPE_TOKENS
@@ -61,6 +62,16 @@ class PackedTensor(QuantizedTensor):
     def packed(self) -> Packed:
         """The weight as the kernels take it."""
         raise NotImplementedError
+
+    def share(
+        self, rows: Sequence[Range], columns: Range | None = None
+    ) -> "PackedTensor":
+        """Some rows of this weight, and some of its columns: see `packed_share`."""
+        whole = self.laid_out_for(self.device)
+        part = share(whole.packed(), rows, columns)
+        tensors = [getattr(part, name) for name in whole.tensor_data_names]
+        *own, _, _, dtype = (getattr(whole, n) for n in whole.tensor_attribute_names)
+        return type(whole)(*tensors, *own, part.rows, part.columns, dtype)
 
     @property
     def scheme_name(self) -> str:

@@ -1,16 +1,24 @@
 """A model that ranks share gives the logits of one process."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.devices.ranks import own_rank
+from llama_perf.errors import ValuesError
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.engine import Engine
+from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.transformer import Transformer
+from llama_perf.measure.ranks import check_same_tokens
 from tests.correctness.support.rank_pool import RankPool
 
 CPU = torch.device("cpu")
@@ -25,18 +33,138 @@ CONFIG = ModelConfig(
     context=64,
 )
 """It is shared by 2 and by 3 ranks."""
+QWEN = replace(CONFIG, qkv_bias=True, qk_norm=True, tied_embeddings=True)
+MISTRAL = replace(CONFIG, sliding_window=5, nope_layers=(1,))
+BIASED = replace(CONFIG, output_bias=True, mlp_bias=True)
 TOKENS = torch.arange(1, 8).view(1, -1)
+BATCH = torch.arange(1, 15).view(2, -1)
+ENGINES = [
+    EngineOptions(
+        cache_size=32, kv_cache=kind, attention=attention, prefill_chunk=chunk
+    )
+    for kind in (None, "int8", "fp8")
+    for attention in ("decode", "sdpa")
+    for chunk in (None, 3)
+]
 
 
-def logits() -> Tensor:
-    reader = SyntheticWeights(CONFIG, dtype=torch.float32, device=CPU)
+def shared_model(config: ModelConfig) -> Transformer:
+    reader = SyntheticWeights(config, dtype=torch.float32, device=CPU)
     rank = own_rank()
     share = reader if rank.count == 1 else sharded(reader, rank)
-    return build_model(share, dtype=torch.float32, device=CPU).logits(TOKENS)
+    return build_model(share, dtype=torch.float32, device=CPU)
+
+
+def logits() -> list[Tensor]:
+    configs = (CONFIG, QWEN, MISTRAL, BIASED)
+    return [shared_model(config).logits(TOKENS) for config in configs]
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_logits(rank_pool: Callable[[int], RankPool], count: int) -> None:
     wanted = logits()
     for shared in rank_pool(count).run(logits):
-        torch.testing.assert_close(shared, wanted, rtol=1e-5, atol=1e-5)
+        for ours, whole in zip(shared, wanted, strict=True):
+            torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+def generated() -> list[tuple[Tensor, Tensor]]:
+    """Greedy tokens and their logits, by every cache and path of attention."""
+    found, model = [], shared_model(CONFIG)
+    greedy = Sampling(temperature=0.0)
+    for options in ENGINES:
+        engine = Engine(model, options)
+        engine.fill(TOKENS[:, :3])
+        found.append(
+            engine.observe(TOKENS, observed=8, max_new_tokens=8, sampling=greedy)
+        )
+    engine = Engine(model, EngineOptions(cache_size=32, batch_size=2))
+    lengths = torch.tensor([4, 7])
+    for each in (None, lengths):
+        request: Request = {"max_new_tokens": 8, "sampling": greedy, "lengths": each}
+        found.append(engine.observe(BATCH, observed=8, **request))
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_greedy_tokens_and_their_logits(
+    rank_pool: Callable[[int], RankPool], count: int
+) -> None:
+    wanted = generated()
+    for shared in rank_pool(count).run(generated):
+        for (tokens, ours), (greedy, whole) in zip(shared, wanted, strict=True):
+            assert torch.equal(tokens, greedy)
+            torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+def sampled() -> Tensor:
+    """With a generator of its own seed on each rank but the first."""
+    generator = torch.Generator().manual_seed(own_rank().index)
+    engine = Engine(shared_model(CONFIG), EngineOptions(cache_size=32))
+    sampling = Sampling(temperature=0.8, top_k=20, generator=generator)
+    return engine.generate(TOKENS, max_new_tokens=12, sampling=sampling)
+
+
+def test_draws_are_the_first_rank_s(rank_pool: Callable[[int], RankPool]) -> None:
+    wanted = sampled()
+    for shared in rank_pool(3).run(sampled):
+        assert torch.equal(shared, wanted)
+
+
+def compiled() -> tuple[Tensor, int]:
+    torch._dynamo.reset()
+    options = EngineOptions(cache_size=32, compile=True)
+    engine = Engine(shared_model(CONFIG), options)
+    greedy = Sampling(temperature=0.0)
+    tokens = engine.generate(TOKENS, max_new_tokens=6, sampling=greedy)
+    return tokens, sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
+def test_compiled_blocks(rank_pool: Callable[[int], RankPool]) -> None:
+    wanted, _ = compiled()
+    for tokens, graph_breaks in rank_pool(2).run(compiled):
+        assert torch.equal(tokens, wanted)
+        assert graph_breaks == 0
+
+
+def calls_of_a_step() -> list[str]:
+    engine = Engine(shared_model(CONFIG), EngineOptions(cache_size=32))
+    engine.prefill(TOKENS)
+    names: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names(), torch.no_grad():  # type: ignore[no-untyped-call]
+        engine.decode(TOKENS[:, :1], torch.tensor([7]))
+    return [name for name in names if "all_" in name]
+
+
+def test_a_step_sums_twice_a_layer_and_gathers_once(
+    rank_pool: Callable[[int], RankPool],
+) -> None:
+    for names in rank_pool(2).run(calls_of_a_step):
+        sums = [name for name in names if "all_reduce" in name]
+        assert len(sums) == 2 * CONFIG.n_layers
+        assert len(names) == len(sums) + 1
+
+
+def other_tokens() -> str:
+    try:
+        check_same_tokens(TOKENS + (own_rank().index == 1))
+    except ValuesError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_rank_with_other_tokens_is_named(
+    rank_pool: Callable[[int], RankPool],
+) -> None:
+    for told in rank_pool(3).run(other_tokens):
+        assert told == (
+            "check: rank 1 chose other tokens than rank 0, from the same draws"
+        )

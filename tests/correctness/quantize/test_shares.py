@@ -2,19 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from llama_perf.checkpoints.find import open_weights
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
+from llama_perf.checkpoints.save import save_model
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.devices.ranks import own_rank
 from llama_perf.errors import SpecError
 from llama_perf.llama.config import ModelConfig
+from llama_perf.llama.layers import Linear
 from llama_perf.measure.value_check import signal_to_noise_db
-from llama_perf.quantize.apply import make_quantizer
+from llama_perf.quantize.apply import make_quantizer, record_scheme
+from llama_perf.quantize.packed_tensor import (
+    NativeConfig,
+    PackedTensor,
+    quantize_module,
+)
+from llama_perf.quantize.registry import import_all
+from llama_perf.rows.schemes import Scheme
 from tests.correctness.support.rank_pool import RankPool
 
 CPU = torch.device("cpu")
@@ -42,7 +55,7 @@ def logits(schemes: Sequence[str], config: ModelConfig = CONFIG) -> list[Tensor]
     reader = SyntheticWeights(config, dtype=torch.float32, device=CPU)
     rank, found = own_rank(), []
     share = reader if rank.count == 1 else sharded(reader, rank)
-    how = {"dtype": torch.float32, "device": CPU}
+    how: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
     for scheme in schemes:
         quantizer = make_quantizer(scheme, kernels="native", **how)
         model = build_model(share, **how, quantizer=quantizer)
@@ -61,6 +74,58 @@ def test_logits_are_those_of_one_process(
             assert close, f"{scheme}: {(ours - whole).abs().max()}"
         for ours, whole in zip(shared[len(SAME) :], wanted[len(SAME) :], strict=True):
             assert signal_to_noise_db(whole, ours) > 25
+
+
+@pytest.mark.parametrize("scheme", [*SAME, *ROUNDED, "float8dq-tensor"])
+def test_a_share_of_a_packed_weight(scheme: str) -> None:
+    whole = quantized(torch.randn(88, 768), scheme)
+    rows, columns = ((3, 20), (48, 88)), (256, 640)
+    picked = torch.cat([whole.dequantize()[start:end] for start, end in rows])
+    shared = whole.share(rows, columns)
+    assert shared.shape == (57, 384)
+    assert torch.equal(shared.dequantize(), picked[:, 256:640])
+    assert torch.equal(whole.share(((0, 88),)).codes, whole.codes)
+    if scheme.startswith(("int4wo", "uintx", "sparse")):
+        with pytest.raises(SpecError, match="at multiples of the group size"):
+            whole.share(rows, (0, 100))
+
+
+def quantized(weight: Tensor, scheme: str) -> Any:
+    linear = Linear(weight.shape[1], len(weight))
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    import_all()
+    family = Scheme.parse(scheme).family
+    (kind,) = (one for one in kinds_of(PackedTensor) if family in one.families)
+    config = NativeConfig(Scheme.parse(scheme), kind)
+    return quantize_module(linear, config).weight.data
+
+
+def kinds_of(kind: Any) -> list[Any]:
+    below = (kinds_of(one) for one in kind.__subclasses__())
+    return [kind, *chain.from_iterable(below)]
+
+
+def saved_logits(folder: Path) -> Tensor:
+    rank = own_rank()
+    reader = open_weights(folder)
+    share = reader if rank.count == 1 else sharded(reader, rank)
+    return build_model(share, dtype=torch.float32, device=CPU).logits(TOKENS)
+
+
+def test_a_model_that_was_saved_quantized_is_shared(
+    rank_pool: Callable[[int], RankPool], tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
+    for scheme in SAME:
+        reader = SyntheticWeights(CONFIG, **how)
+        quantizer = make_quantizer(scheme, kernels="native", **how)
+        model = build_model(reader, **how, quantizer=quantizer)
+        record_scheme(model, scheme=scheme, kernels="native")
+        folder = tmp_path / scheme
+        save_model(model, folder)
+        wanted = saved_logits(folder)
+        for shared in rank_pool(3).run(saved_logits, folder):
+            assert torch.allclose(shared, wanted, rtol=1e-5, atol=1e-5), scheme
 
 
 def refused(config: ModelConfig, scheme: str) -> str:

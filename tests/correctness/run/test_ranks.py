@@ -51,7 +51,7 @@ def run_broken(
     def run(how: str) -> RowResult:
         (tmp_path / "sitecustomize.py").write_text(BREAKS.format(how=how))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        options = RunRequest(row_timeout=30.0 if "sleep" in how else 120.0)
+        options = RunRequest(row_timeout=15.0 if "sleep" in how else 120.0)
         return run_in_process(ROW, options=options, devices=["cpu"]).result
 
     return run
@@ -93,7 +93,7 @@ def test_two_ranks_are_measured() -> None:
         ),
         ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1: was ended by signal 9"),
         ("os._exit(3)", "rank 1: ended with code 3"),
-        ("time.sleep(1000)", "rank 1: the others wait for it after 30 s (row-timeout)"),
+        ("time.sleep(1000)", "rank 1: the others wait for it after 15 s (row-timeout)"),
     ],
 )
 def test_a_row_ends_with_the_words_of_the_rank_that_broke(
