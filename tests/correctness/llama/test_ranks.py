@@ -39,11 +39,9 @@ BIASED = replace(CONFIG, output_bias=True, mlp_bias=True)
 TOKENS = torch.arange(1, 8).view(1, -1)
 BATCH = torch.arange(1, 15).view(2, -1)
 ENGINES = [
-    EngineOptions(
-        cache_size=32, kv_cache=kind, attention=attention, prefill_chunk=chunk
-    )
+    EngineOptions(cache_size=32, kv_cache=kind, attention=path, prefill_chunk=chunk)
     for kind in (None, "int8", "fp8")
-    for attention in ("decode", "sdpa")
+    for path in ("decode", "sdpa")
     for chunk in (None, 3)
 ]
 
