@@ -163,19 +163,20 @@ def _run(
         processes = default_processes(rows)
     # They import torch, which the other actions do without.
     from llama_perf.devices.device import run_device
-    from llama_perf.measure.environment import collect
+    from llama_perf.measure.environment import collect, of_rows
     from llama_perf.run.lock import locked
 
     device = run_device({row.device for row in rows})
     display = Display.on(sys.stderr)
     with locked(device, wait=request.wait, notify=display.note):
-        key = collect(device).device_key
+        key = of_rows(collect(device), rows).device_key
         # A damaged file is reported before anything has run.
         look = baselines.check_replaceable if arguments.fresh else baselines.find
         look(request.baselines, key)
-        return in_fresh_processes(
+        environment, results = in_fresh_processes(
             rows, processes=processes, options=request, display=display
         )
+        return of_rows(environment, rows), results
 
 
 def _earlier(arguments: argparse.Namespace) -> tuple[Environment, list[RowResult]]:

@@ -36,6 +36,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.checkpoints.load import open_model
     from llama_perf.devices import device as devices
     from llama_perf.devices import processor
+    from llama_perf.devices.links import card_links
     from llama_perf.kernels import cpp_library
     from llama_perf.llama import code_cache
     from llama_perf.measure.environment import collect, compiler_problem, machine_notes
@@ -56,6 +57,8 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     memory = environment.device_memory_bytes / 1e9
     yield "device", f"{environment.device_name}, {memory:.0f} GB"
     yield "device key", environment.device_key
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        yield "cards", f"{torch.cuda.device_count()}, linked: {card_links()}"
     for note in machine_notes(device):
         yield "note", note
     yield "processor", f"{processor.name()}, {processor.features()}"

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from packaging.version import Version
 
 from llama_perf.devices import processor
 from llama_perf.devices.device import device_of, fingerprint, package_version
+from llama_perf.devices.links import card_links
 from llama_perf.files import CHECKOUT, is_checkout
 from llama_perf.kernels import cpp_library
 from llama_perf.llama import code_cache
@@ -39,6 +42,21 @@ def collect(device: torch.device) -> Environment:
         llama_perf=package_version("llama-perf"),
         commit=_commit() if is_checkout() else None,
     )
+
+
+def of_rows(environment: Environment, rows: Iterable[RowSpec]) -> Environment:
+    """The environment of a run of `rows`: with several ranks on GPUs, of all of them.
+
+    Its key says how many GPUs torch sees, and how they are linked.
+    """
+    if all(row.ranks == 1 or row.device != "cuda" for row in rows):
+        return environment
+    cards = torch.cuda.device_count()
+    if environment.cards is not None or cards < 2:
+        return environment
+    links = card_links()
+    key = f"{environment.device_key}-x{cards}-{links}"
+    return replace(environment, device_key=key, cards=cards, links=links)
 
 
 def _commit() -> str | None:

@@ -24,7 +24,11 @@ def _known(value: object) -> str:
 
 @record
 class Environment:
-    """The machine and the libraries a measurement was taken on; None: not known."""
+    """The machine and the libraries a measurement was taken on; None: not known.
+
+    `cards` counts the GPUs that torch saw in a run with rows of several ranks, and
+    `links` says how they are linked; both are part of the key then.
+    """
 
     device_key: str
     device_name: str
@@ -45,6 +49,8 @@ class Environment:
     transformers: str | None = None
     bitsandbytes: str | None = None
     gemlite: str | None = None
+    cards: int | None = None
+    links: str | None = None
 
     def __post_init__(self) -> None:
         # It names a folder of baselines.

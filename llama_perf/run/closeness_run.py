@@ -16,7 +16,7 @@ from llama_perf.errors import RecordError, UserError
 from llama_perf.files import read_bytes
 from llama_perf.gate.closeness import compare_closeness
 from llama_perf.gate.verdict import not_compared
-from llama_perf.measure.environment import collect, machine_notes
+from llama_perf.measure.environment import collect, machine_notes, of_rows
 from llama_perf.report.closeness_table import shown
 from llama_perf.results import baselines
 from llama_perf.results.baselines import BaselineRow
@@ -73,7 +73,7 @@ class ClosenessRun:
         """In words what was added to the results of an earlier run."""
         devices = {row.device for row in self.rows}
         device = run_device(devices)
-        environment = collect(device)
+        environment = of_rows(collect(device), rows)
         self.report = ClosenessReport(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=environment,

@@ -18,7 +18,7 @@ from llama_perf.gate.evidence import Confirmation
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import CONFIRM_PROCESSES
 from llama_perf.gate.verdict import compare, not_compared
-from llama_perf.measure.environment import machine_notes
+from llama_perf.measure.environment import machine_notes, of_rows
 from llama_perf.report.table import shown
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline
@@ -79,7 +79,7 @@ class ComparedRun:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._devices = {row.device for row in rows}
         session = Session(self._devices, options=request)
-        environment = session.environment
+        environment = of_rows(session.environment, rows)
         self._to_take_over = _finished_rows(rows, request, environment)
         self._worker = RowWorker(request, self._devices)
         self._ended: dict[str, tuple[RowResult, Comparison]] = {}

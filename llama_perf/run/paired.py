@@ -99,7 +99,7 @@ class PairedProcesses:
         }
         self._workers: dict[str, Worker] = {}
         self._keeps_rows: dict[str, bool] = {}
-        self._rows_left = 0
+        self._rows_left, self._ranks = 0, 1
         self._order = list(SIDES)
         self.environments: dict[str, Environment] = {}
 
@@ -171,8 +171,9 @@ class PairedProcesses:
 
         With `build` they also compile it, and free it again.
         """
-        if any(worker.ranks != row.ranks for worker in self._workers.values()):
+        if self._ranks != row.ranks:
             self._renew()
+            self._ranks = row.ranks
         new = [side for side in self._order if side not in self._workers]
         for side in new:
             self._workers[side] = self._start[side](ranks=row.ranks)

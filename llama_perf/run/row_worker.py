@@ -17,6 +17,7 @@ class RowWorker:
     def __init__(self, options: RunRequest, devices: Collection[str]) -> None:
         self._options, self._devices = options, devices
         self._worker: worker.Worker | None = None
+        self._ranks = 1
 
     def run(self, row: RowSpec, progress: Progress) -> RowResult:
         """Measure a row, and its closeness where the options ask for it."""
@@ -38,9 +39,10 @@ class RowWorker:
             ending.close()
 
     def _started(self, row: RowSpec) -> worker.Worker:
-        if self._worker is not None and self._worker.ranks != row.ranks:
+        if self._ranks != row.ranks:
             self.end()
         if self._worker is None:
+            self._ranks = row.ranks
             self._worker = worker.Worker(
                 options=self._options, devices=self._devices, ranks=row.ranks
             )

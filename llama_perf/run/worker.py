@@ -71,7 +71,7 @@ class Worker:
         python: Path = PYTHON,
         ranks: int = 1,
     ) -> None:
-        self._options, self.ranks = options, ranks
+        self._options = options
         self._devices = tuple(sorted(set(devices)))
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+")  # noqa: SIM115
         self._replies, replies_end = os.pipe()
@@ -190,7 +190,7 @@ class Worker:
             damages=tuple(self._options.inject_damage),
             # Older revisions do not know it.
             cold_compile=self._options.cold_compile or None,
-            limit_s=self._options.row_timeout if self.ranks > 1 else None,
+            limit_s=self._options.row_timeout if row.ranks > 1 else None,
         )
 
     def _exchange(
