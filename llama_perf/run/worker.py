@@ -29,7 +29,11 @@ from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors
 from llama_perf.run.options import RunRequest
 from llama_perf.run.output_tail import tail
-from llama_perf.run.worker_process import worker_command, worker_environment
+from llama_perf.run.worker_process import (
+    ranks_command,
+    worker_command,
+    worker_environment,
+)
 from llama_perf.run.worker_protocol import (
     KEEPS_ROWS,
     NOTE,
@@ -77,7 +81,11 @@ class Worker:
         self._replies, replies_end = os.pipe()
         try:
             self._process = GuardedProcess(
-                worker_command(python, package, replies_end, ranks),
+                (
+                    worker_command(python, package, replies_end)
+                    if ranks == 1
+                    else ranks_command(python, package, replies_end, ranks)
+                ),
                 output=self._output,
                 pass_fds=[replies_end],
                 locks=held_descriptors(),

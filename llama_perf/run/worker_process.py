@@ -26,23 +26,12 @@ def worker_environment(devices: Collection[str]) -> dict[str, str]:
     return {**os.environ, **ours}
 
 
-def worker_command(
-    python: Path, package: Path, replies: int, ranks: int = 1
-) -> list[str]:
+def worker_command(python: Path, package: Path, replies: int) -> list[str]:
     """The command of a worker that replies to the file descriptor `replies`.
 
-    It runs rows of so many `ranks`. `-P` keeps the working directory's modules out.
-    Older revisions, which `compare --base` starts, have the worker in
-    `llama_perf/worker.py`.
+    `-P` keeps the working directory's modules out. Older revisions, which
+    `compare --base` starts, have the worker in `llama_perf/worker.py`.
     """
-    if ranks > 1:
-        start = f"""
-import sys
-sys.path.insert(0, {str(package)!r})
-from llama_perf.run.launcher import main
-main({ranks}, {str(package)!r}, {replies})
-"""
-        return [str(python), "-P", "-c", start]
     start = f"""
 import sys
 sys.path.insert(0, {str(package)!r})
@@ -55,3 +44,14 @@ except ModuleNotFoundError as error:
 main(sys.argv[1:])
 """
     return [str(python), "-P", "-c", start, str(replies)]
+
+
+def ranks_command(python: Path, package: Path, replies: int, ranks: int) -> list[str]:
+    """The command of a worker that runs rows of so many ranks: torchrun's."""
+    start = f"""
+import sys
+sys.path.insert(0, {str(package)!r})
+from llama_perf.run.launcher import main
+main({ranks}, {str(package)!r}, {replies})
+"""
+    return [str(python), "-P", "-c", start]
