@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Print the findings."""
     for name, finding in _findings(request_of(arguments, new_baselines=True).baselines):
-        print(f"{name:<22}{finding}")
+        print(f"{name:<25}{finding}")
     return 0
 
 

@@ -48,7 +48,7 @@ def unwritable(*fields: str) -> dict[str, str]:
 
 
 # The whole numbers of a row, of which one has another name in `generate`.
-_WHOLE = sorted(BOUNDS.keys() - {"temperature", "prompt_length"})
+_WHOLE = sorted(BOUNDS.keys() - {"temperature", "prompt_length", "tensor_parallel"})
 
 # The start of each command's answer to each mistake.
 REFUSED = {

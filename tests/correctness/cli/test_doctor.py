@@ -39,7 +39,7 @@ def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def findings(cli: CommandLine, folder: object = "none") -> dict[str, str]:
     output, error = cli("doctor", "--baselines", str(folder))
     assert error == ""
-    return {line[:22].rstrip(): line[22:] for line in output.splitlines()}
+    return {line[:25].rstrip(): line[25:] for line in output.splitlines()}
 
 
 def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:
