@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_perf.checkpoints import load
+from llama_perf.checkpoints.cut import Cut
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.llama import memory_segments
 from llama_perf.llama.attention import caches
@@ -148,7 +149,9 @@ def build(
     in_pool = pooled and scheme is not None
     marks: list[int] = []
 
-    def empty(reader: SyntheticWeights, name: str, shape: tuple[int, ...]) -> Tensor:
+    def empty(
+        reader: SyntheticWeights, name: str, shape: tuple[int, ...], _cut: Cut
+    ) -> Tensor:
         if name == "tok_embeddings.weight":
             # Before it modules are made on the meta device, which takes nothing.
             recorder.events.clear()
