@@ -6,6 +6,7 @@ Each is refused by its name. Knows the fields, not the model.
 from collections.abc import Mapping
 
 from llama_perf.errors import SpecError
+from llama_perf.rows.schemes import AUTOQUANT
 
 
 def check_ranks_fields(values: Mapping[str, object]) -> None:
@@ -15,6 +16,9 @@ def check_ranks_fields(values: Mapping[str, object]) -> None:
     if (kernels := values["kernels"]) not in ("native", "torchao"):
         need = "tensor_parallel: it needs kernels = 'native' or 'torchao'"
         raise SpecError("kernels", kernels, need)
+    if (scheme := values["quantization"]) in AUTOQUANT:
+        need = "tensor_parallel: each rank would choose by its own times"
+        raise SpecError("quantization", scheme, need)
     if (engine := values["engine"]) is not None:
         raise SpecError("engine", engine, "tensor_parallel: it needs this project's")
     if (fused := values["fused"]) == "persistent":
