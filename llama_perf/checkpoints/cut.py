@@ -81,7 +81,7 @@ WHOLE = Cut()
 def cut_of_rank(name: str, whole: ModelConfig, rank: Rank) -> Cut:
     """What `rank` has of a tensor of a model of shape `whole`.
 
-    Of a bias beside columns it is all, of which only the first rank has the values.
+    A bias of a linear that is cut by columns is not cut.
     """
     linear, kind = linear_of(name)
     sizes = {**whole.linears, "output": (whole.vocab_size, whole.dim)}

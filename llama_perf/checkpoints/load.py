@@ -89,8 +89,8 @@ class OpenedModel:
             reader, path = open_model(
                 model, checkpoints=self.checkpoints, dtype=dtype, device=device
             )
-            if (rank := own_rank()).count > 1:
-                reader = sharded(reader, rank)
+            rank = own_rank()
+            reader = sharded(reader, rank)
             opened = reader, path
             if self.keep:
                 # Those of one machine keep their shares side by side, or none does.

@@ -49,7 +49,8 @@ def _joined(weight: Any, pieces: Sequence[Any]) -> Any:
     names, attributes = pieces[0].__tensor_flatten__()
     parts = {}
     for name in names:
-        whole, *own = (getattr(each, name) for each in (weight, *pieces))
+        whole = getattr(weight, name)
+        own = [getattr(piece, name) for piece in pieces]
         sizes = [(len(whole), len(weight))]
         sizes += [
             (len(part), len(piece)) for part, piece in zip(own, pieces, strict=True)

@@ -9,9 +9,11 @@ from llama_perf.devices.ranks import Rank
 def sharded(reader: WeightsReader, rank: Rank) -> WeightsReader:
     """The share of `rank` in the weights of `reader`, of which nothing is read here.
 
-    Raises SpecError for a model that such ranks cannot share.
+    A rank that is alone has all of them. Raises SpecError for a model that such ranks
+    cannot share.
     """
-    assert rank.count > 1, "several ranks"
+    if rank.count == 1:
+        return reader
     share = copy(reader)
     share.config, share.rank = reader.config.of_rank(rank.count), rank
     share.check_cuts()

@@ -17,6 +17,10 @@ from llama_perf.words import counted
 HELP = "what this machine can run, which versions, what is missing"
 
 
+NAME_WIDTH = 25
+"""The column in which findings begin; the longest name is that of a set."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_shared(parser, "--baselines")
@@ -25,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Print the findings."""
     for name, finding in _findings(request_of(arguments, new_baselines=True).baselines):
-        print(f"{name:<25}{finding}")
+        print(f"{name:<{NAME_WIDTH}}{finding}")
     return 0
 
 

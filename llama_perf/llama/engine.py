@@ -240,7 +240,8 @@ class Engine(EngineWeights):
         draws = sampling.generator
         if sampling.seed is not None:
             draws = torch.Generator(self.model.device).manual_seed(sampling.seed)
-        if self.model.config.ranks > 1 and draws is not None:
+        is_shared = self.model.config.ranks > 1 and sampling.temperature != 0
+        if is_shared and draws is not None:
             draws.set_state(from_first_rank(draws.get_state()))
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
         # The kernel draws from a seed, so that one graph serves every generator.

@@ -32,9 +32,9 @@ class Linear(nn.Linear):
     """A linear layer, by `product`.
 
     `cut` says what a rank has of a weight that several ranks share: some "rows", or
-    some "columns". Of columns the product is a part of a sum over all ranks. None: no
-    other rank has a part of it. Of a bias beside columns the first rank has the
-    values, the others zeros.
+    some "columns". None: no other rank has a part of it. The products with columns are
+    summed over all ranks. Their bias is added once: the first rank has its values, the
+    others have zeros.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.ranks import Rank, own_rank
+from llama_perf.devices.ranks import Rank
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
@@ -191,7 +191,6 @@ def prepare_row(
         steps = torch.arange(row.batch_size, device=device) * (row.prompt_length - 1)
         lengths = 1 + steps // (row.batch_size - 1)
     engine.check_prompt(prompt, max_new_tokens=row.max_new_tokens, lengths=lengths)
-    unquantized = opened.unquantized
     return PreparedRow(
         row=row,
         engine=engine,
@@ -200,7 +199,7 @@ def prepare_row(
         filling=filling,
         weights=reader.source,
         autoquant=choices,
-        unquantized=unquantized and share_of(row, unquantized),
+        unquantized=opened.unquantized,
         weights_notes=reader.notes,
         build_s=time.perf_counter() - start + reader.read_s,
     )
@@ -267,7 +266,9 @@ def _open_row(
     reader, _ = open_model(row.model, dtype=dtype, device=device)
     as_run = _row_as_run(row, reader)
     _check_built(as_run)
-    reader = share_of(row, reader)
+    if row.ranks != reader.config.ranks:
+        # This process is no rank: it is only asked whether the row can run.
+        reader = sharded(reader, Rank(0, row.ranks))
     if row.compile and as_run.kernels == "torchao":
         from llama_perf.quantize.torchao_schemes import check_compiled
 
@@ -279,17 +280,6 @@ def _open_row(
         )
     _check_memory(as_run, reader, device)
     return quantizer, reader
-
-
-def share_of(row: RowSpec, reader: WeightsReader) -> WeightsReader:
-    """What this process has of the weights of `row`; raises SpecError.
-
-    Where it is no rank, and only asked whether a row can run, it is the first's share.
-    """
-    if reader.config.ranks == row.ranks:
-        return reader
-    rank = own_rank()
-    return sharded(reader, rank if rank.count > 1 else Rank(0, row.ranks))
 
 
 def _row_as_run(row: RowSpec, reader: WeightsReader) -> RowSpec:

@@ -159,9 +159,9 @@ def scale_dtype(groups: Tensor, *, cut: str | None = None) -> torch.dtype:
     return torch.float16 if fits else torch.bfloat16
 
 
-def largest(weight: Tensor) -> Tensor:
-    """The largest absolute value, without a copy of the weight."""
-    low, high = weight.aminmax()
+def largest(weight: Tensor, dim: int | None = None) -> Tensor:
+    """The largest absolute value, or all along `dim`, without a copy of the weight."""
+    low, high = weight.aminmax(dim=dim)
     return torch.maximum(-low, high)
 
 

@@ -59,8 +59,7 @@ class RowScaledWeight(PackedTensor):
             peaks = (max_over_ranks(peak) if cut else peak).expand(len(weight))
         elif cut == "columns":
             # The other ranks have the rest of each row.
-            low, high = weight.aminmax(dim=1)
-            peaks = max_over_ranks(torch.maximum(-low, high).float())
+            peaks = max_over_ranks(largest(weight, dim=1).float())
         codes, scale = _encoded(weight, cls.format, by_row=peaks)
         packed = cls.format.pack(codes)
         return cls(packed, to_lanes(scale), *weight.shape, weight.dtype)

@@ -8,10 +8,9 @@ from llama_perf.strict_json import record
 class RankFigures:
     """The figures of one of the ranks of a row.
 
-    `peak_memory_bytes`, `peak_allocated_bytes` and `model_size_bytes` are what a
-    Measurement has under these names, of this rank alone; `sample_ns` are its times of
-    the samples, `device_bandwidth_gb_s` the bandwidth of its device, measured while the
-    other ranks measured theirs. `device` names the device.
+    The peaks and `model_size_bytes` are those of a Measurement, of this rank alone.
+    `sample_ns` has the time that each sample took on this rank. `device` names its
+    device. `device_bandwidth_gb_s` was measured while the other ranks measured theirs.
     """
 
     device: str

@@ -51,9 +51,11 @@ def _words(failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"was ended by signal {-failure.exitcode}"
     # What `rank_process` recorded, if it did: the kind of the exception and its words.
-    told = failure.error_file_data.get("message")
-    if isinstance(told, dict) and ": " in str(told.get("message")):
-        return str(told["message"]).partition(": ")[2]
+    recorded = failure.error_file_data.get("message")
+    if isinstance(recorded, dict):
+        _kind, _, words = str(recorded.get("message")).partition(": ")
+        if words:
+            return words
     return f"ended with code {failure.exitcode}"
 
 

@@ -9,10 +9,12 @@ from torch.distributed import DistError
 from llama_perf.devices.ranks import Rank
 from llama_perf.results.closeness_report import ClosenessResult
 from llama_perf.results.run import RowResult, Status
-from llama_perf.run.worker_protocol import WorkerReply, WorkerResult, WorkerTask
+from llama_perf.rows.spec import RowSpec
+from llama_perf.run.worker_protocol import WorkerReply, without_figures
 
 FOREVER = timedelta(days=365)
-# What one rank alone fails at, the others reach within seconds or wait for.
+# Where every rank fails, all do so within seconds. Where one alone fails, the others
+# wait for it.
 _PATIENCE = timedelta(seconds=3)
 
 
@@ -24,34 +26,36 @@ class Ends:
     """Exchanges how tasks ended, by torchrun's store."""
 
     def __init__(self, store: Any, rank: Rank) -> None:
-        self._store, self._rank, self._tasks = store, rank, 0
+        self._store, self._rank = store, rank
 
-    def of_all(self, task: WorkerTask, own: WorkerReply) -> WorkerReply:
-        """The reply to a task that ended with `own` on this rank.
+    def of_all(self, number: int, row: RowSpec, own: WorkerReply) -> WorkerReply:
+        """The reply to a task of `row`, the `number`th, that ended here with `own`.
 
         It is INVALID where some ranks failed, or failed otherwise than the others.
         Raises FailedAlone.
         """
-        self._tasks += 1
-        keys = [f"end/{self._tasks}/{index}" for index in range(self._rank.count)]
-        failure, told = _failure(own), None
+        keys = [f"end/{number}/{index}" for index in range(self._rank.count)]
+        failure, in_order = _failure(own), None
         if failure is not None:
             # Whoever waited for a rank that failed fails after it.
-            told = (self._store.add(f"failed/{self._tasks}", 1), *failure)
-        self._store.set(keys[self._rank.index], json.dumps(told))
+            in_order = (self._store.add(f"failed/{number}", 1), *failure)
+        self._store.set(keys[self._rank.index], json.dumps(in_order))
         try:
             self._store.wait(keys, FOREVER if failure is None else _PATIENCE)
         except DistError:
             assert failure is not None, "no rank waits so long"
             raise FailedAlone(failure[-1]) from None
         failures = [json.loads(self._store.get(key)) for key in keys]
-        ends = [None if told is None else told[1:] for told in failures]
+        ends = [failure and failure[1:] for failure in failures]
         if ends.count(ends[0]) == len(ends):
             return own
         if all(end is not None and end[0] == Status.NOT_RUN.value for end in ends):
             return own
-        _, first = min((told[0], n) for n, told in enumerate(failures) if told)
-        return invalid(task, f"rank {first}: {failures[first][-1]}", own)
+        _, first = min(
+            (failure[0], rank) for rank, failure in enumerate(failures) if failure
+        )
+        words = f"rank {first}: {failures[first][-1]}"
+        return WorkerReply(done=without_figures(row, Status.INVALID, words))
 
 
 def _failure(reply: WorkerReply) -> tuple[str, str] | None:
@@ -62,16 +66,3 @@ def _failure(reply: WorkerReply) -> tuple[str, str] | None:
     if ended is None or ended.status is Status.MEASURED:
         return None
     return ended.status.value, str(ended.reason)
-
-
-def invalid(task: WorkerTask, reason: str, own: WorkerReply) -> WorkerReply:
-    """The reply that says why a task is INVALID."""
-    row = task.row
-    if task.action == "closeness":
-        compared = ClosenessResult(
-            id=row.id, row=row, status=Status.INVALID, reason=reason
-        )
-        return WorkerReply(closeness=compared)
-    result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
-    environment = None if own.done is None else own.done.environment
-    return WorkerReply(done=WorkerResult(result=result, environment=environment))

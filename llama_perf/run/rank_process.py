@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from llama_perf.devices.ranks import Rank
 from llama_perf.errors import NotRunnable
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.rank_ends import FOREVER, Ends, FailedAlone
 from llama_perf.run.rank_watch import Watch
@@ -29,8 +29,8 @@ from llama_perf.run.worker_protocol import (
     KEEPS_ROWS,
     READY,
     WorkerReply,
-    WorkerResult,
     WorkerTask,
+    without_figures,
 )
 from llama_perf.strict_json import from_json, to_line
 
@@ -64,7 +64,7 @@ def main() -> None:
         try:
             with watch:
                 own = _run(runner, task, tell)
-                reply = ends.of_all(task, own)
+                reply = ends.of_all(number, task.row, own)
         except FailedAlone as error:
             # The others wait for this rank: torchrun ends them, and tells these words.
             get_error_handler().record_exception(error)
@@ -97,9 +97,8 @@ def _run(runner: TaskRunner, task: WorkerTask, tell: Any) -> WorkerReply:
     try:
         check_devices(task.row)
     except NotRunnable as error:
-        row = task.row
-        result = RowResult(id=row.id, row=row, status=Status.NOT_RUN, reason=str(error))
-        return WorkerReply(done=WorkerResult(result=result, environment=None))
+        ended = without_figures(task.row, Status.NOT_RUN, str(error))
+        return WorkerReply(done=ended)
     if not dist.is_initialized():
         # It describes the machine as a process does that is alone.
         runner.session(task)

@@ -27,12 +27,7 @@ from llama_perf.measure.closeness_text import text_of
 from llama_perf.measure.device_ceiling import measure_ceiling
 from llama_perf.measure.environment import collect, compiler_problem
 from llama_perf.measure.predict import predict
-from llama_perf.measure.prepare import (
-    PreparedRow,
-    load_libraries,
-    prepare_row,
-    share_of,
-)
+from llama_perf.measure.prepare import PreparedRow, load_libraries, prepare_row
 from llama_perf.measure.ranks import over_ranks, start_together
 from llama_perf.measure.step_profile import load_profiler
 from llama_perf.measure.timing import (
@@ -217,7 +212,6 @@ class Session:
             reader, _ = self._opened(
                 row.model, dtype=parse_dtype(row.dtype), device=device
             )
-            reader = share_of(row, reader)
             read = text_of(
                 self._opened.tokenizer(),
                 reader.config.vocab_size,

@@ -23,7 +23,7 @@ from typing import IO
 
 from llama_perf.files import CHECKOUT
 from llama_perf.results.closeness_report import ClosenessResult, joined
-from llama_perf.results.run import RowResult, Status
+from llama_perf.results.run import Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.run.guard import GuardedProcess
 from llama_perf.run.lock import held_descriptors
@@ -43,6 +43,7 @@ from llama_perf.run.worker_protocol import (
     WorkerReply,
     WorkerResult,
     WorkerTask,
+    without_figures,
 )
 from llama_perf.strict_json import from_json, to_line
 
@@ -187,7 +188,8 @@ class Worker:
             self._output_begin = os.fstat(output).st_size
             return ended
         text = os.pread(output, 1 << 20, self._output_begin).decode(errors="replace")
-        return _broken(row, f"its process {ended}: {tail(text)}")
+        reason = f"its process {ended}: {tail(text)}"
+        return without_figures(row, Status.INVALID, reason)
 
     def _task(self, row: RowSpec) -> WorkerTask:
         return WorkerTask(
@@ -225,7 +227,7 @@ class Worker:
                     return reply.done.of_row(task.row)
                 if reply.broken is not None:
                     self.kill()
-                    return _broken(task.row, reply.broken)
+                    return without_figures(task.row, Status.INVALID, reply.broken)
                 if (ended := reply.closeness or reply.times_ns) is not None:
                     return ended
                 if reply.progress == KEEPS_ROWS:
@@ -266,11 +268,6 @@ class Worker:
             self._process.close()
             os.close(self._replies)
             self._output.close()
-
-
-def _broken(row: RowSpec, reason: str) -> WorkerResult:
-    result = RowResult(id=row.id, row=row, status=Status.INVALID, reason=reason)
-    return WorkerResult(result=result, environment=None)
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from llama_perf.results.closeness_report import ClosenessResult
-from llama_perf.results.run import Environment, RowResult
+from llama_perf.results.run import Environment, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import record
 
@@ -68,6 +68,12 @@ class WorkerResult:
         """The result with the name and the limits that the worker was not told."""
         whole = replace(self.result.row, name=row.name, limits=row.limits)
         return replace(self, result=replace(self.result, row=whole))
+
+
+def without_figures(row: RowSpec, status: Status, reason: str) -> WorkerResult:
+    """The end of a row, or of an action of it, that has no figures."""
+    result = RowResult(id=row.id, row=row, status=status, reason=reason)
+    return WorkerResult(result=result, environment=None)
 
 
 @record

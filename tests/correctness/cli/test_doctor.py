@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llama_perf.checkpoints.find import SMOLLM2
+from llama_perf.cli.doctor import NAME_WIDTH
 from llama_perf.devices import device as environment
 from llama_perf.devices import driver, processor
 from llama_perf.kernels import cpp_library
@@ -39,7 +40,8 @@ def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def findings(cli: CommandLine, folder: object = "none") -> dict[str, str]:
     output, error = cli("doctor", "--baselines", str(folder))
     assert error == ""
-    return {line[:25].rstrip(): line[25:] for line in output.splitlines()}
+    lines, width = output.splitlines(), NAME_WIDTH
+    return {line[:width].rstrip(): line[width:] for line in lines}
 
 
 def test_each_thing_has_a_line_with_the_versions_here(cli: CommandLine) -> None:

@@ -20,19 +20,9 @@ from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.ranks import check_same_tokens
 from tests.correctness.support.rank_pool import RankPool
+from tests.correctness.support.shares import CONFIG
 
 CPU = torch.device("cpu")
-CONFIG = ModelConfig(
-    dim=96,
-    n_layers=2,
-    n_heads=12,
-    n_kv_heads=6,
-    intermediate_size=192,
-    vocab_size=96,
-    head_dim=16,
-    context=64,
-)
-"""It is shared by 2 and by 3 ranks."""
 QWEN = replace(CONFIG, qkv_bias=True, qk_norm=True, tied_embeddings=True)
 MISTRAL = replace(CONFIG, sliding_window=5, nope_layers=(1,))
 BIASED = replace(CONFIG, output_bias=True, mlp_bias=True)
@@ -48,8 +38,7 @@ ENGINES = [
 
 def shared_model(config: ModelConfig) -> Transformer:
     reader = SyntheticWeights(config, dtype=torch.float32, device=CPU)
-    rank = own_rank()
-    share = reader if rank.count == 1 else sharded(reader, rank)
+    share = sharded(reader, own_rank())
     return build_model(share, dtype=torch.float32, device=CPU)
 
 

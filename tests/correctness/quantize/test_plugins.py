@@ -8,6 +8,7 @@ import torch
 from torchao.quantization import Int8WeightOnlyConfig
 
 from llama_perf import OwnScheme
+from llama_perf.cli.doctor import NAME_WIDTH
 from llama_perf.errors import NotRunnable, UserError
 from llama_perf.llama.compiler import code_key
 from llama_perf.llama.presets import preset
@@ -96,7 +97,8 @@ def test_what_cannot_be_imported_says_where(cli: CommandLine) -> None:
     assert "two packages, llama-perf itself and bits" in refusal(
         quantizer, "fp6", kernels="native"
     )
-    found = {line[:22].strip(): line[22:] for line in cli("doctor")[0].splitlines()}
+    lines, width = cli("doctor")[0].splitlines(), NAME_WIDTH
+    found = {line[:width].strip(): line[width:] for line in lines}
     assert found["scheme broken"] == f"error: {broken}"
     ending = "bits 1.0 (bits.ending:X) cannot be imported: SystemExit: 0, at bits/"
     assert found["scheme ending"].startswith(f"error: scheme ending of {ending}")

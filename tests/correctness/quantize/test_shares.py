@@ -53,8 +53,7 @@ ROUNDED = ("int8dq",)
 
 def logits(schemes: Sequence[str], config: ModelConfig = CONFIG) -> list[Tensor]:
     reader = SyntheticWeights(config, dtype=torch.float32, device=CPU)
-    rank, found = own_rank(), []
-    share = reader if rank.count == 1 else sharded(reader, rank)
+    share, found = sharded(reader, own_rank()), []
     how: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
     for scheme in schemes:
         quantizer = make_quantizer(scheme, kernels="native", **how)
@@ -106,9 +105,7 @@ def kinds_of(kind: Any) -> list[Any]:
 
 
 def saved_logits(folder: Path) -> Tensor:
-    rank = own_rank()
-    reader = open_weights(folder)
-    share = reader if rank.count == 1 else sharded(reader, rank)
+    share = sharded(open_weights(folder), own_rank())
     return build_model(share, dtype=torch.float32, device=CPU).logits(TOKENS)
 
 
