@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llama_perf.cli.doctor import NAME_WIDTH
 from llama_perf.errors import UserError
 from llama_perf.results import baselines
 from llama_perf.rows.limit_overrides import project_limits
@@ -74,7 +75,7 @@ def check_each_command(project: Project, path: Path, reason: str) -> None:
     out, _ = project.cli("baseline", "check", *project.baselines, code=1)
     assert f"\n  {path}: {reason}" in out
     out, _ = project.cli("doctor", *project.baselines)
-    assert f"\nbaseline              error: {path}: {reason}" in out
+    assert f"\n{'baseline':<{NAME_WIDTH}}error: {path}: {reason}" in out
     assert not project.results.exists()
 
 
