@@ -5,7 +5,8 @@
 where g and u are the products of gate and up with norm(x). The formulas are those of
 `llama/layers.py` and `llama/attention.py`. Between its weights and caches everything
 is float32: activations are rounded only where they are stored, and for int8 products.
-It is `cpp/layer.cpp`, and there is no other: `cpp_library.load` first.
+It is `cpp/layer.cpp`, and there is no other: `cpp_library.load` first. Ranks that share
+a layer sum what its halves add, so these are operators of their own.
 
 Legend: B batch, T tokens of a sequence, H heads of the cache, S positions, D width.
 """
@@ -17,10 +18,17 @@ from torch import Tensor
 
 from llama_perf.kernels.weight import Packed
 
+_ATTENTION = (
+    "Tensor(b!)[] cache, Tensor[] weights, Tensor[] rotary,"
+    " Tensor positions, int[] numbers, float eps, Tensor[] extra, int window"
+)
+torch.library.define("llama_perf::decode_layer", f"(Tensor(a!) x, {_ATTENTION}) -> ()")
 torch.library.define(
-    "llama_perf::decode_layer",
-    "(Tensor(a!) x, Tensor(b!)[] cache, Tensor[] weights, Tensor[] rotary,"
-    " Tensor positions, int[] numbers, float eps, Tensor[] extra, int window) -> ()",
+    "llama_perf::layer_attention", f"(Tensor x, {_ATTENTION}) -> Tensor"
+)
+torch.library.define(
+    "llama_perf::layer_feed_forward",
+    "(Tensor x, Tensor[] weights, int[] numbers, float eps, Tensor[] extra) -> Tensor",
 )
 decode_layer = torch.ops.llama_perf.decode_layer.default
 """Update `x`, (B, T, dim) side by side in memory, and write the cache.
@@ -32,6 +40,10 @@ rotates nothing. `weights` and `numbers` are as of `arguments`, `eps` is the nor
 `extra` are float32 biases and norms of heads, of all of EXTRA or of none. With a
 `window` other than 0 a token attends to so many positions at most.
 """
+layer_attention = torch.ops.llama_perf.layer_attention.default
+"""What the first half adds to `x`, like `x`; arguments as for `decode_layer`."""
+layer_feed_forward = torch.ops.llama_perf.layer_feed_forward.default
+"""What the second half adds to `x`, like `x`; arguments as for `decode_layer`."""
 EXTRA = (
     *("attention.wqkv.bias", "attention.wo.bias", "feed_forward.w1.bias"),
     *("feed_forward.w3.bias", "feed_forward.w2.bias"),

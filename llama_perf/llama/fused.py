@@ -6,14 +6,17 @@
 Three more run around the layers: embedding + angles; norm + head; the next token. They
 replace the modules of this room, over the same weights and caches, for up to eight
 tokens: a decode step or a short prompt. Activations are rounded only where they are
-stored, so the logits agree with the modules' up to rounding. Imports Triton.
+stored, so the logits agree with the modules' up to rounding. Of several ranks the two
+products with a residual are summed over the ranks first. Imports Triton.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from llama_perf.devices.ranks import sum_over_ranks
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused
@@ -50,7 +53,7 @@ class FusedStep:
         if config.output_bias or config.mlp_bias:
             biases = "biases of other linears than queries, keys and values"
             raise NotRunnable(f"fused: {biases} have no fused kernel on CUDA")
-        self._dtype = model.dtype
+        self._dtype, self._ranks = model.dtype, config.ranks
         self._output = packed(model.output.weight, "output.weight", _CUDA)
         # Of each block the linears, and the weight of the norm in front of the next
         # block or the head, where that rounds its input by the peaks.
@@ -80,8 +83,11 @@ class FusedStep:
         self._split_counter = self._peaks.new_zeros(-(-rows // LANES))
 
     def _rounds(self, weight: Packed) -> bool:
-        """Whether its product rounds activations by their peaks."""
-        return weight.on_tensor_cores(self._dtype)
+        """Whether its product reads the peaks of its input, by which it rounds that.
+
+        Of several ranks none does: a peak of a sum is known behind the sum alone.
+        """
+        return self._ranks == 1 and weight.on_tensor_cores(self._dtype)
 
     def start(
         self, model: Transformer, tokens: Tensor, positions: Tensor
@@ -103,7 +109,8 @@ class FusedStep:
         None for a large `top_k`, which has no kernel.
         """
         kernel = SamplingKernel(temperature=sampling.temperature, top_k=sampling.top_k)
-        return kernel if kernel.launch(self._output.rows, self._dtype) else None
+        vocabulary = self._output.rows * self._ranks
+        return kernel if kernel.launch(vocabulary, self._dtype) else None
 
     def layers(
         self, model: Transformer, x: Tensor, caches: Sequence[KVCache], place: Place
@@ -147,12 +154,11 @@ class FusedStep:
                 prefetch=wo.codes,
                 peaks_out=attended_peak,
             )
-        launch_fused.project(
+        self._add(
             y.reshape(len(hidden), -1),
-            [wo],
-            self._split_counter,
-            residual=hidden,
-            peaks=launch_fused.Peaks(
+            wo,
+            hidden,
+            launch_fused.Peaks(
                 read=attended_peak,
                 written=gated_peak,
                 cleared=down_peak,
@@ -174,12 +180,11 @@ class FusedStep:
             ),
         )
         following = None if next_norm_weight is None else self._peaks[_FOLLOWING]
-        launch_fused.project(
+        self._add(
             gated,
-            [down],
-            self._split_counter,
-            residual=hidden,
-            peaks=launch_fused.Peaks(
+            down,
+            hidden,
+            launch_fused.Peaks(
                 read=down_peak,
                 written=following,
                 cleared=gated_peak,
@@ -188,6 +193,16 @@ class FusedStep:
         )
         self._peaked = None if following is None else x
         return x
+
+    def _add(
+        self, x: Tensor, weight: Packed, hidden: Tensor, peaks: launch_fused.Peaks
+    ) -> None:
+        """Add the product of `x` to `hidden`, the sum of all ranks' products."""
+        project = partial(launch_fused.project, x, [weight], self._split_counter)
+        if self._ranks == 1:
+            project(residual=hidden, peaks=peaks)
+        else:
+            hidden += sum_over_ranks(project())
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
@@ -198,8 +213,10 @@ class FusedStep:
         one_token = peaked is not None and peaked.shape[1] == 1
         if peaked is not None and one_token and peaked.data_ptr() == x.data_ptr():
             peaks = launch_fused.Peaks(read=self._peaks[_FOLLOWING])
-        return launch_fused.project(
-            x, [self._output], self._split_counter, norm=norm, peaks=peaks
+        return model.gathered(
+            launch_fused.project(
+                x, [self._output], self._split_counter, norm=norm, peaks=peaks
+            )
         )
 
 

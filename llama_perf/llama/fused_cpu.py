@@ -1,4 +1,4 @@
-"""A layer in one operator of a CPU, for a few tokens at once.
+"""A layer in one operator of a CPU, for a few tokens at once; of several ranks in two.
 
 It replaces the blocks' modules, over the same weights and caches, for up to eight
 tokens: a decode step or a short prompt. The logits agree with the modules' up to
@@ -7,6 +7,7 @@ rounding.
 
 from torch import Tensor, nn
 
+from llama_perf.devices.ranks import sum_over_ranks
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels import cpp_library, layer, products
 from llama_perf.llama.attention import KVCache, Place
@@ -28,7 +29,7 @@ class FusedCpuStep:
         check_batch(batch_size)
         if (problem := cpp_library.load()) is not None:
             raise NotRunnable(f"fused: {problem}")
-        device = model.device
+        device, self._ranks = model.device, model.config.ranks
         self._output = packed(model.output.weight, "output.weight", device)
         self._layers: dict[nn.Module, tuple[list[Tensor], list[int], float]] = {}
         # What a layer has besides, and whether it rotates.
@@ -72,11 +73,14 @@ class FusedCpuStep:
             self._caches[cache] = cached
         extra, rotates = self._extra[block]
         where = place.rotary if rotates else (), place.positions
-        layer.decode_layer(
-            x, cached, weights, *where, numbers, eps, extra, cache.window
-        )
+        attention = (cached, weights, *where, numbers, eps, extra, cache.window)
+        if self._ranks == 1:
+            layer.decode_layer(x, *attention)
+            return x
+        x += sum_over_ranks(layer.layer_attention(x, *attention))
+        x += sum_over_ranks(layer.layer_feed_forward(x, weights, numbers, eps, extra))
         return x
 
     def head(self, model: Transformer, x: Tensor) -> Tensor:
         """Logits (B, V) of hidden states (B, dim), as `Transformer.head`."""
-        return products.product(model.norm(x), self._output)
+        return model.gathered(products.product(model.norm(x), self._output))

@@ -21,9 +21,10 @@ def fused_step(
     model: Transformer, options: EngineOptions
 ) -> FusedStep | FusedCpuStep | FusedOwnStep:
     """The step that `options` ask for; raises NotRunnable."""
-    if (ranks := model.config.ranks) > 1:
-        raise NotRunnable(f"fused: there are no fused kernels for {ranks} ranks")
     if options.own_product is not None:
+        if (ranks := model.config.ranks) > 1:
+            own = "a scheme of your own has no fused kernels"
+            raise NotRunnable(f"fused: {own} for {ranks} ranks")
         return FusedOwnStep(model, options.own_product, options)
     persistent, batch = options.fused == PERSISTENT, options.batch_size
     # Triton's interpreter runs its kernels on a CPU.

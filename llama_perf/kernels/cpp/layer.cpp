@@ -1,7 +1,8 @@
-// `llama_perf::decode_layer` on a CPU: a transformer's layer over a few tokens, in
-// float32. What it computes is in kernels/layer.py.
+// `llama_perf::decode_layer` and its halves on a CPU: a transformer's layer over a few
+// tokens, in float32. What they compute is in kernels/layer.py.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -98,26 +99,29 @@ void add(Values& x, const Values& y) {
   for (size_t at = 0; at < x.size(); at++) x[at] += y[at];
 }
 
-// See kernels/layer.py.
-void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors,
-                  at::TensorList rotary, const Tensor& positions, at::IntArrayRef numbers,
-                  double eps, at::TensorList extra, int64_t window) {
-  const int64_t batch = x.size(0), length = x.size(1), dim = x.size(2);
-  const int64_t tokens = batch * length;
-  const Layer layer{tensors, numbers};
-  const Weight wqkv = layer.linear(0), wo = layer.linear(1), gate = layer.linear(2);
-  const Weight up = layer.linear(3), down = layer.linear(4);
+// Tokens: `batch` sequences, `length` of each, `dim` values a token.
+struct Shape {
+  explicit Shape(const Tensor& x)
+      : batch(x.size(0)), length(x.size(1)), dim(x.size(2)), tokens(batch * length) {}
+
+  int64_t batch, length, dim, tokens;
+};
+
+// What the attention adds to `hidden`; it writes the cache.
+Values attention_of(const Values& hidden, const Shape& shape, at::TensorList cached,
+                    const Layer& layer, at::TensorList rotary, const Tensor& positions,
+                    double eps, const Extra& vectors, int64_t window) {
+  const int64_t tokens = shape.tokens, length = shape.length, dim = shape.dim;
+  const Weight wqkv = layer.linear(0), wo = layer.linear(1);
   const Cache cache = cached.size() > 2 ? Cache{cached[0], cached[1], cached[2], cached[3]}
                                         : Cache{cached[0], cached[1]};
   const int64_t kv_heads = cache.k.size(1), width = cache.k.size(3);
   const int64_t heads = wo.columns() / width;
 
-  Values hidden = floats_of(x);
-  Values normal = normed(hidden, layer.norm(0), dim, eps);
+  const Values normal = normed(hidden, layer.norm(0), dim, eps);
   Values qkv(tokens * wqkv.rows()), queries(tokens * wo.columns());
   run({product_of(wqkv, normal.data(), tokens, qkv.data())});
 
-  const Extra vectors{extra};
   add_bias(qkv, vectors.of(kQkvBias), wqkv.rows());
 
   const bool rotates = !rotary.empty();
@@ -143,9 +147,16 @@ void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors
   attend(queries.data(), heads, cache, lengths, window, attended.data());
   run({product_of(wo, attended.data(), tokens, added.data())});
   add_bias(added, vectors.of(kOutputBias), dim);
-  add(hidden, added);
+  return added;
+}
 
-  normal = normed(hidden, layer.norm(1), dim, eps);
+// What the feed-forward layer adds to `hidden`.
+Values feed_forward_of(const Values& hidden, const Shape& shape, const Layer& layer,
+                       double eps, const Extra& vectors) {
+  const int64_t tokens = shape.tokens, dim = shape.dim;
+  const Weight gate = layer.linear(2), up = layer.linear(3), down = layer.linear(4);
+  const Values normal = normed(hidden, layer.norm(1), dim, eps);
+  Values added(hidden.size());
   Values gated(in_lanes(tokens * gate.rows())), upward(gated.size());
   run({product_of(gate, normal.data(), tokens, gated.data()),
        product_of(up, normal.data(), tokens, upward.data())});
@@ -154,14 +165,48 @@ void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors
   activate(gated, upward);
   run({product_of(down, gated.data(), tokens, added.data())});
   add_bias(added, vectors.of(kDownBias), dim);
-  add(hidden, added);
+  return added;
+}
+
+// The operators; see kernels/layer.py.
+void decode_layer(const Tensor& x, at::TensorList cached, at::TensorList tensors,
+                  at::TensorList rotary, const Tensor& positions, at::IntArrayRef numbers,
+                  double eps, at::TensorList extra, int64_t window) {
+  const Shape shape(x);
+  const Layer layer{tensors, numbers};
+  const Extra vectors{extra};
+  Values hidden = floats_of(x);
+  add(hidden, attention_of(hidden, shape, cached, layer, rotary, positions, eps, vectors,
+                           window));
+  add(hidden, feed_forward_of(hidden, shape, layer, eps, vectors));
   put(hidden, x);
+}
+
+Tensor layer_attention(const Tensor& x, at::TensorList cached, at::TensorList tensors,
+                        at::TensorList rotary, const Tensor& positions,
+                        at::IntArrayRef numbers, double eps, at::TensorList extra,
+                        int64_t window) {
+  Tensor out = at::empty(x.sizes(), x.options());
+  put(attention_of(floats_of(x), Shape(x), cached, Layer{tensors, numbers}, rotary,
+                   positions, eps, Extra{extra}, window),
+      out);
+  return out;
+}
+
+Tensor layer_feed_forward(const Tensor& x, at::TensorList tensors,
+                           at::IntArrayRef numbers, double eps, at::TensorList extra) {
+  Tensor out = at::empty(x.sizes(), x.options());
+  put(feed_forward_of(floats_of(x), Shape(x), Layer{tensors, numbers}, eps, Extra{extra}),
+      out);
+  return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(llama_perf, CPU, library) {
   library.impl("decode_layer", TORCH_FN(decode_layer));
+  library.impl("layer_attention", TORCH_FN(layer_attention));
+  library.impl("layer_feed_forward", TORCH_FN(layer_feed_forward));
 }
 
 }  // namespace llama_perf
