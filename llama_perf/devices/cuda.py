@@ -180,7 +180,7 @@ def _kept_events(_device: torch.device) -> list[torch.cuda.Event]:
     return []
 
 
-def warm_up(work: Callable[[], None]) -> None:
+def warm_up(work: Callable[[], object]) -> None:
     """Run `work` on the stream that it will be captured on."""
     stream = _capture_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
@@ -190,13 +190,15 @@ def warm_up(work: Callable[[], None]) -> None:
 
 
 def capture_graph(
-    work: Callable[[], None], generator: torch.Generator | None = None
+    work: Callable[[], object], generator: torch.Generator | None = None
 ) -> torch.cuda.CUDAGraph:
     """Capture `work`, which is not run; a replay draws from `generator`."""
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
+    stream = _capture_stream(torch.cuda.current_device())
+    # NCCL's own thread asks for its events meanwhile, which "global" does not allow.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         work()
     return graph
 

@@ -38,25 +38,21 @@ def own_rank() -> Rank:
     return Rank(dist.get_rank(), dist.get_world_size())
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of every rank's `x`, the same on all of them.
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The largest of every rank's `x`, value by value."""
+    return reduced(x, "max")
+
+
+def reduced(x: Tensor, operation: str) -> Tensor:
+    """The "sum" or "max" of every rank's `x` by the group's library.
 
     It may be part of compiled code and of a captured graph. On the meta device there
     need be no ranks.
     """
-    return _reduced(x, "sum")
-
-
-def max_over_ranks(x: Tensor) -> Tensor:
-    """The largest of every rank's `x`, value by value."""
-    return _reduced(x, "max")
-
-
-def _reduced(x: Tensor, operation: str) -> Tensor:
     if x.is_meta:
         return torch.empty_like(x)
     functional = torch.ops._c10d_functional
-    reduced = functional.all_reduce(x.contiguous(), operation, _group())
+    reduced = functional.all_reduce(x.contiguous(), operation, group_name())
     out: Tensor = functional.wait_tensor(reduced)
     return out
 
@@ -71,7 +67,7 @@ def gather_over_ranks(x: Tensor, count: int) -> Tensor:
         return x.new_empty((*shape, count * columns))
     functional = torch.ops._c10d_functional
     flat = x.reshape(-1, columns)
-    gathered = functional.all_gather_into_tensor(flat, count, _group())
+    gathered = functional.all_gather_into_tensor(flat, count, group_name())
     gathered = functional.wait_tensor(gathered).view(count, -1, columns)
     out: Tensor = gathered.transpose(0, 1).reshape(*shape, count * columns)
     return out
@@ -94,7 +90,7 @@ def from_first_rank(value: T) -> T:
     return values[0]
 
 
-def _group() -> str:
+def group_name() -> str:
     """The name of the default group, by which operators find it."""
     name: str = dist.distributed_c10d._get_default_group().group_name
     return name

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llama_perf.devices.ranks import sum_over_ranks
+from llama_perf.devices.all_reduce import sum_over_ranks
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels.packing import LANES
 from llama_perf.kernels.triton import launch_fused

@@ -7,7 +7,7 @@ rounding.
 
 from torch import Tensor, nn
 
-from llama_perf.devices.ranks import sum_over_ranks
+from llama_perf.devices.all_reduce import sum_over_ranks
 from llama_perf.errors import NotRunnable
 from llama_perf.kernels import cpp_library, layer, products
 from llama_perf.llama.attention import KVCache, Place

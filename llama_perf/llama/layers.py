@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_perf.devices.ranks import sum_over_ranks
+from llama_perf.devices.all_reduce import sum_over_ranks
 from llama_perf.kernels.products import float_product
 from llama_perf.llama.config import ModelConfig
 

@@ -20,8 +20,9 @@ from llama_perf.checkpoints.load import (
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
+from llama_perf.devices.all_reduce import choose_all_reduce
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.ranks import Rank
+from llama_perf.devices.ranks import Rank, own_rank
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
@@ -165,6 +166,9 @@ def prepare_row(
             schemes=chosen_schemes(choices),
         )
     filling = text[:, : row.fill] if row.fill else None
+    if own_rank().count > 1:
+        values = row.batch_size * reader.config.dim
+        choose_all_reduce(values, dtype, device, captured=row.capture)
     build: Any = {"dtype": dtype, "device": device, "quantizer": quantizer}
     engine: RowEngine
     if row.engine == TRANSFORMERS:

@@ -4,23 +4,19 @@ Each decision that depends on a clock is taken from the slowest rank's times, so
 all ranks decide alike. A row of one rank exchanges nothing.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
 
 import torch
 import torch.distributed as dist
 
+from llama_perf.devices.all_reduce import all_reduce_name, slowest_s, sum_over_ranks
 from llama_perf.devices.device import device_of
-from llama_perf.devices.ranks import from_every_rank, own_rank, sum_over_ranks
+from llama_perf.devices.ranks import from_every_rank, own_rank
 from llama_perf.errors import ValuesError
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.ranks import RankFigures, Ranks
-
-# The sums of a step are timed so often.
-_REPEATS = 20
 
 
 def start_together() -> None:
@@ -60,7 +56,6 @@ def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks
         return None
     itemsize: int = getattr(torch, row.dtype).itemsize
     count = 2 * config.n_layers
-    seconds = from_every_rank(all_reduce_s(prepared))
     device = prepared.prompt.device
     names = from_every_rank(device_of(device).name)
     each = (
@@ -75,10 +70,10 @@ def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks
     backend = "nccl" if device.type == "cuda" else "gloo"
     return Ranks(
         backend=backend,
-        all_reduce=backend,
+        all_reduce=all_reduce_name(device),
         all_reduces=count,
         all_reduce_bytes=count * row.batch_size * config.dim * itemsize,
-        all_reduce_us=round(max(seconds) * 1e6, 1),
+        all_reduce_us=round(all_reduce_s(prepared) * 1e6, 1),
         each=tuple(each),
     )
 
@@ -117,18 +112,14 @@ def over_ranks(measured: Measurement) -> Measurement:
 
 
 def all_reduce_s(prepared: PreparedRow) -> float:
-    """The time that the sums of a decoding step take by themselves, on this rank."""
-    config, device = prepared.engine.model.config, prepared.prompt.device
-    dtype = getattr(torch, prepared.row.dtype)
-    x = torch.zeros(
-        (prepared.row.batch_size, 1, config.dim), dtype=dtype, device=device
-    )
-    used, times = device_of(device), []
-    for _ in range(_REPEATS):
-        start_together()
-        start = time.perf_counter()
+    """The time that the sums of a decoding step take by themselves, slowest rank's."""
+    row, config = prepared.row, prepared.engine.model.config
+    device = prepared.prompt.device
+    shape = (row.batch_size, 1, config.dim)
+    x = torch.zeros(shape, dtype=getattr(torch, row.dtype), device=device)
+
+    def step() -> None:
         for _ in range(2 * config.n_layers):
-            x = sum_over_ranks(x)
-        used.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times)
+            sum_over_ranks(x)
+
+    return slowest_s(step, device, row.capture)
