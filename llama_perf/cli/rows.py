@@ -44,7 +44,14 @@ def main(arguments: argparse.Namespace) -> int:
     named = asked.set is not None or asked.rows is not None
     rows = asked.selected(None if named else selection.every_row())
     notes = _places(None if asked.rows else asked.set, every=not named)
-    sizes = [_predicted(row, notes) if arguments.predict else {} for row in rows]
+    sizes: list[dict[str, float | None]] = [{} for _ in rows]
+    if arguments.predict:
+        shared = any(row.ranks > 1 for row in rows)
+        sizes = [_predicted(row, notes, shared=shared) for row in rows]
+        if shared:
+            notes.append(
+                "of several ranks (tp-N) model_size_gb and peak_mem_gb are one rank's"
+            )
     if arguments.predict and any(row.quantization in AUTOQUANT for row in rows):
         notes.append("autoquant chooses on its device: the sizes are lower bounds")
     if arguments.json:
@@ -95,24 +102,31 @@ def _places(name: str | None, *, every: bool) -> list[str]:
     return notes
 
 
-def _predicted(row: RowSpec, notes: list[str]) -> dict[str, float | None]:
-    """The row's sizes in GB, None where there is no prediction; `notes` get why."""
+def _predicted(
+    row: RowSpec, notes: list[str], *, shared: bool
+) -> dict[str, float | None]:
+    """The row's sizes in GB, None where there is no prediction; `notes` get why.
+
+    With `shared` some rows have several ranks: then those of all ranks too.
+    """
     from llama_perf.measure.prepare import predict_row
 
+    sizes = ("model_size_gb", "peak_mem_gb")
+    of_all = tuple(f"{size}_of_all" for size in sizes) if shared else ()
     try:
         prediction = predict_row(row)
     except UserError as error:
         notes.append(f"{row.id}: not predicted: {error}")
-        return {"model_size_gb": None, "peak_mem_gb": None}
+        return dict.fromkeys((*sizes, *of_all))
     if prediction.is_bound:
         notes.append(
             f"{row.id}: upper bounds: its scheme cannot be tried here, and its weights"
             " count as unquantized"
         )
-    return {
-        "model_size_gb": round(prediction.model_size_bytes / 1e9, 4),
-        "peak_mem_gb": round(prediction.peak_bytes / 1e9, 4),
-    }
+    own = (prediction.model_size_bytes, prediction.peak_bytes)
+    every = [row.ranks * count for count in own]
+    counts = zip((*sizes, *of_all), (*own, *every), strict=False)
+    return {name: round(count / 1e9, 4) for name, count in counts}
 
 
 def _line(row: RowSpec, sizes: dict[str, float | None]) -> dict[str, object]:

@@ -4,14 +4,18 @@ Knows neither tensors nor files: `llama_perf.checkpoints.config` reads `config.j
 its like, and `llama_perf.llama.presets` has the shapes of published models.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from llama_perf.errors import SpecError
+from llama_perf.rows.bounds import BOUNDS
 
 # More than any model has. Sizes are 32-bit numbers to kernels and file formats, and a
 # damaged number of layers must not keep a reader busy.
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
 QK_NORMS = ("attention.q_norm.weight", "attention.k_norm.weight")
+# What ranks share evenly. So they do n_heads, a multiple of n_kv_heads.
+_SHARED = ("n_kv_heads", "intermediate_size", "vocab_size")
 _CUT_BY_COLUMNS = ("attention.wo", "feed_forward.w2")
 # Well within float32, in which the model computes.
 _MAX_NUMBER = 1e30
@@ -147,9 +151,18 @@ class ModelConfig:
         if ranks == 1:
             return self
         assert self.ranks == 1, "the whole model's"
-        for name in ("n_kv_heads", "n_heads", "intermediate_size", "vocab_size"):
-            if (size := getattr(self, name)) % ranks:
+        sizes = {name: getattr(self, name) for name in _SHARED}
+        for name, size in sizes.items():
+            if size % ranks:
+                most, common = (
+                    int(BOUNDS["tensor_parallel"].most),
+                    math.gcd(*sizes.values()),
+                )
+                fit = [
+                    str(count) for count in range(1, most + 1) if common % count == 0
+                ]
                 problem = f"{name}, {size}, is no multiple of it"
+                problem = f"{problem}; allowed: {', '.join(fit)}"
                 raise SpecError("tensor_parallel", ranks, problem)
         return replace(
             self,

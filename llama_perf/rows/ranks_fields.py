@@ -20,7 +20,8 @@ def check_ranks_fields(values: Mapping[str, object]) -> None:
         need = "tensor_parallel: each rank would choose by its own times"
         raise SpecError("quantization", scheme, need)
     if (engine := values["engine"]) is not None:
-        raise SpecError("engine", engine, "tensor_parallel: it needs this project's")
+        need = "tensor_parallel: only this project's engine has ranks; leave engine out"
+        raise SpecError("engine", engine, need)
     if (fused := values["fused"]) == "persistent":
         need = "tensor_parallel: one kernel for all layers cannot wait for other ranks"
         raise SpecError("fused", fused, need)

@@ -22,6 +22,7 @@ TABLES = {
     "operators": ["doc_tables.operators:TABLE"],
     "tests": ["doc_tables.times_of_tests:TABLE"],
     "sizes": ["doc_tables.sizes:SIZES", "doc_tables.sizes:PEAKS"],
+    "ranks": ["doc_tables.ranks:TABLE"],
     "performance": ["doc_tables.stored:PERFORMANCE"],
     "limits": ["doc_tables.stored:LIMITS"],
     "gate": ["studies.gate_simulation:TABLE"],

@@ -148,7 +148,8 @@ def test_a_model_that_ranks_cannot_share_is_refused_before_any_data_is_read(
     monkeypatch.setattr(StoredWeights, "_tensor", None)
     row = RowSpec(model=str(path), dtype="float32", device="cpu", tensor_parallel=2)
     assert refusal(check_runnable, row, error=SpecError) == (
-        "tensor_parallel: 2 is not allowed; n_kv_heads, 3, is no multiple of it"
+        "tensor_parallel: 2 is not allowed; n_kv_heads, 3, is no multiple of it;"
+        " allowed: 1, 3"
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llama_perf.rows import selection
 from llama_perf.rows.spec import RowSpec
 from tests.correctness.support.command_line import CommandLine
@@ -41,6 +43,23 @@ def test_the_table_has_lines_and_json_fields(cli: CommandLine, tmp_path: Path) -
     assert built == {PLAIN: True, INT8: True, FP6: False}
     assert objects[0]["compile"] is False
     assert [RowSpec(**row) for row in objects] == selection.load_file(path)
+
+
+def test_of_several_ranks_the_sizes_are_one_s_and_those_of_all(
+    cli: CommandLine,
+) -> None:
+    options = ("--set", "tensor-parallel", "--row", "*70b.none.*tp-8*", "--predict")
+    for row in listed(cli, *options):
+        own, every = row["model_size_gb"], row["model_size_gb_of_all"]
+        assert every == pytest.approx(8 * own, rel=1e-4)
+        assert row["peak_mem_gb_of_all"] == pytest.approx(8 * row["peak_mem_gb"])
+    header, *_, note = cli("rows", *options)[0].splitlines()
+    assert header.split()[-2:] == ["model_size_gb_of_all", "peak_mem_gb_of_all"]
+    assert note == (
+        "of several ranks (tp-N) model_size_gb and peak_mem_gb are one rank's"
+    )
+    alone = listed(cli, "--set", "cpu", "--row", "*none*", "--predict")
+    assert not any("peak_mem_gb_of_all" in row for row in alone)
 
 
 def test_globs_choose_among_the_43_rows_of_the_reference(cli: CommandLine) -> None:
