@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama_perf.gate import judgements
-from llama_perf.metrics import Metric
+from llama_perf.metric import Metric
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.closeness import CLOSENESS, closer
 from llama_perf.results.measurement import Closeness

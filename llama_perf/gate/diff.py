@@ -20,7 +20,8 @@ from llama_perf.gate.evidence import Judgement, Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import as_share, relative_change
 from llama_perf.gate.verdict import judge, more_work, refusal
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule, value_of
+from llama_perf.metric import Metric, Rule, value_of
+from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.diff import (
     Diff,

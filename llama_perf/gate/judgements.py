@@ -18,7 +18,8 @@ from llama_perf.gate.disturbed_rows import disturbance_of_trial, guarded, undist
 from llama_perf.gate.evidence import Confirmation, Judgement, PairsTest, Trial
 from llama_perf.gate.speed_baseline import Basis, SpeedBaseline
 from llama_perf.gate.thresholds import Spread, as_share, log_loss, relative_change
-from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY, Metric, Rule
+from llama_perf.metric import Metric, Rule
+from llama_perf.metrics import LIMIT_FIELDS, METRICS, PEAK_MEMORY
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import MetricChange, RowResult

@@ -18,7 +18,8 @@ from llama_perf.gate.disturbed_rows import bandwidth_share, undisturbed
 from llama_perf.gate.evidence import Confirmation, Judgement
 from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.gate.thresholds import relative_change
-from llama_perf.metrics import TOK_S, Rule, metrics_by
+from llama_perf.metric import Rule
+from llama_perf.metrics import TOK_S, metrics_by
 from llama_perf.results.baselines import BaselineRow
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import ProcessSamples, samples_of

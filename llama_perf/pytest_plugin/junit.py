@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llama_perf.metrics import value_of
+from llama_perf.metric import value_of
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Comparison, RowResult
 

@@ -9,7 +9,8 @@ from itertools import starmap
 from operator import add
 
 from llama_perf.errors import SpecError
-from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S, value_of
+from llama_perf.metric import value_of
+from llama_perf.metrics import FOUND, METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Comparison, Report, RowResult
@@ -186,8 +187,9 @@ def _all_columns(
         form = f"{{:.{column.digits}f}}"
         own = list(map(metric.read, measured))
         values, is_usual = own, column.is_usual
-        if column.fallback is not None:
+        if is_usual is None:
             is_usual = any(value is not None for value in own)
+        if column.fallback is not None:
             others = (value_of(one, column.fallback) for one in measured)
             pairs = zip(own, others, strict=True)
             values = [other if value is None else value for value, other in pairs]

@@ -8,7 +8,8 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
-from llama_perf.metrics import METRICS, Metric, Rule
+from llama_perf.metric import Metric, Rule
+from llama_perf.metrics import METRICS
 from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import Layout, columns
 from llama_perf.report.notes import summary

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from llama_perf.errors import SpecError
-from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S, Metric, Rule
+from llama_perf.metric import Metric, Rule
+from llama_perf.metrics import METRICS, PEAK_MEMORY, TOK_S
 from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import DISTURBED, NOTHING, Column, that_fit
 from llama_perf.report.table import row_names

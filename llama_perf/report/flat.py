@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 
+from llama_perf.metric import value_of
 from llama_perf.metrics import METRICS
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
@@ -25,13 +26,14 @@ _OTHERS = [
     and field.name not in _METRICS
 ]
 """The fields of a measurement that hold one number or one word, and are no metric."""
+_OF_RANKS = {"all_reduce": "ranks.all_reduce"}
 _VERDICT = ("status", "verdict", "failed", "reason", "disturbed")
 # Limits are the gate's, and several to a row.
 _OF_ROW = [
     field.name for field in fields(RowSpec) if field.name not in {"name", "limits"}
 ]
 _OF_RUN = ("started", "commit", "device_key", "device_name", "torch", "torchao", "note")
-FIELDS = ("id", "name", *_VERDICT, *_METRICS, *_OTHERS, *_OF_ROW, *_OF_RUN)
+FIELDS = ("id", "name", *_VERDICT, *_METRICS, *_OTHERS, *_OF_RANKS, *_OF_ROW, *_OF_RUN)
 """The names of all fields, in the order of a line."""
 
 
@@ -68,5 +70,6 @@ def lines(report: Report) -> Iterator[dict[str, object]]:
         }
         line |= {name: metric.read(now) for name, metric in _METRICS.items()}
         line |= {name: getattr(now, name, None) for name in _OTHERS}
+        line |= {name: value_of(now, source) for name, source in _OF_RANKS.items()}
         line |= {name: getattr(result.row, name) for name in _OF_ROW}
         yield line | of_run

@@ -7,6 +7,7 @@ from itertools import chain, starmap
 
 from llama_perf.report.closeness_notes import closeness_notes
 from llama_perf.report.columns import DISTURBED, outcome
+from llama_perf.report.ranks_notes import ranks_notes
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import Report, RowResult, Status, Verdict
@@ -88,6 +89,7 @@ def notes(report: Report) -> Iterator[str]:
     told = {note for measurement in figures for note in measurement.weights_notes or ()}
     for note in sorted(told):
         yield f"note on the weights: {note}"
+    yield from ranks_notes(figures)
     if compiled := [one.compile_s for one in figures if one.compile_s is not None]:
         count = counted(len(compiled), "row")
         yield f"compiled anew: {count}, in {sum(compiled):.0f} s"

@@ -6,7 +6,8 @@ from dataclasses import fields
 from itertools import groupby, pairwise
 from statistics import median
 
-from llama_perf.metrics import PEAK_MEMORY, TOK_S, Metric
+from llama_perf.metric import Metric
+from llama_perf.metrics import PEAK_MEMORY, TOK_S
 from llama_perf.report import report_format
 from llama_perf.report.columns import ALL, NOTHING, Column, Layout, cells_of, that_fit
 from llama_perf.report.flat import as_csv_text, as_json_lines

@@ -167,6 +167,7 @@ def _contradictions(baseline: Baseline, device_key: str | None) -> Iterator[str]
         yield from contradictions.of_row(row.id, row.fingerprint, row.row, where=where)
         of = f"{where}.measurement"
         yield from contradictions.of_speed(row.measurement, row.row, where=of)
+        yield from contradictions.of_ranks(row.measurement, row.row, where=of)
         samples = row.processes or ()
         yield from contradictions.of_speeds(samples, row.row, where=where)
         if row.processes is not None and len(row.processes) < 2:

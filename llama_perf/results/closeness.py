@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from llama_perf.metrics import METRICS, Metric, Rule
+from llama_perf.metric import Metric, Rule
+from llama_perf.metrics import METRICS
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.run import MetricChange
 

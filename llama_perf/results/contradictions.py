@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from llama_perf.errors import RecordError
+from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import Sampled, deviation, median_speed
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted, shown
@@ -87,6 +88,34 @@ def of_speeds(
     """Processes whose speeds do not follow from their samples."""
     for number, process in enumerate(processes):
         yield from of_speed(process, row, where=f"{where}.processes.{number}")
+
+
+def of_ranks(measured: Measurement, row: RowSpec, *, where: str) -> Iterator[str]:
+    """Figures of a row that are not those of its ranks, or ranks that it has not."""
+    ranks = measured.ranks
+    count = 1 if ranks is None else len(ranks.each)
+    if count != row.ranks or (ranks is not None and count == 1):
+        yield f"{where}.ranks: those of {count}, and its row has {row.ranks}"
+        return
+    if ranks is None:
+        return
+    own = {
+        "peak_memory_bytes": max(one.peak_memory_bytes for one in ranks.each),
+        "model_size_bytes": sum(one.model_size_bytes for one in ranks.each),
+        "device_bandwidth_gb_s": sum(
+            one.device_bandwidth_gb_s or 0 for one in ranks.each
+        ),
+    }
+    for name, value in own.items():
+        if not math.isclose(stored := getattr(measured, name) or 0, value):
+            yield f"{where}.{name}: {stored} is not that of its ranks, {value}"
+    of_ranks = zip(*(one.sample_ns for one in ranks.each), strict=False)
+    if measured.sample_ns != (longest := tuple(map(max, of_ranks))):
+        shown_ns = f"{list(measured.sample_ns)} are not those of the slowest rank"
+        yield f"{where}.sample_ns: {shown_ns}, {list(longest)}"
+    if ranks.all_reduces <= 0 or ranks.all_reduce_bytes % ranks.all_reduces:
+        sums = counted(ranks.all_reduces, "sum")
+        yield f"{where}.ranks.all_reduce_bytes: {ranks.all_reduce_bytes} in {sums}"
 
 
 def of_processes(

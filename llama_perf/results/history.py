@@ -21,7 +21,7 @@ from llama_perf.files import (
     read_bytes,
     writing,
 )
-from llama_perf.metrics import value_of
+from llama_perf.metric import value_of
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Report, Verdict, read_report
 from llama_perf.strict_json import from_json, record, to_line

@@ -255,6 +255,7 @@ def _contradictions(report: Report) -> Iterator[str]:
         if result.measurement is not None:
             of = f"{where}.measurement"
             yield from contradictions.of_speed(result.measurement, result.row, where=of)
+            yield from contradictions.of_ranks(result.measurement, result.row, where=of)
     compared = [comparison.id for comparison in report.comparisons]
     yield from contradictions.of_ids(compared, where="comparisons")
     rows = {result.id: result.row for result in report.results}
@@ -278,6 +279,7 @@ def _contradictions_before(
 ) -> Iterator[str]:
     now, processes = before.measurement, before.processes
     yield from contradictions.of_speed(now, row, where=f"{where}.measurement")
+    yield from contradictions.of_ranks(now, row, where=f"{where}.measurement")
     yield from contradictions.of_speeds(processes, row, where=where)
     if not processes:
         yield f"{where}.processes: there is none; allowed: at least 1"

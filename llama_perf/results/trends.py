@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from llama_perf.metrics import Metric
+from llama_perf.metric import Metric
 from llama_perf.results.history import HistoryLine
 from llama_perf.strict_json import record
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
-from llama_perf.metrics import METRICS, LimitField
+from llama_perf.metric import LimitField
+from llama_perf.metrics import METRICS
 from llama_perf.results import baselines
 from llama_perf.results.measurement import GB, Measurement
 from llama_perf.rows.choices import DEVICES

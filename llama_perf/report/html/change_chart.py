@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from llama_perf.metrics import METRICS, TOK_S, Rule
+from llama_perf.metric import Rule
+from llama_perf.metrics import METRICS, TOK_S
 from llama_perf.report.html.chart_values import (
     LOOKS_OF_VERDICTS,
     Datum,

@@ -108,9 +108,11 @@
     slots.get("id").textContent = row.dataset.id;
     slots.get("verdict").textContent = known.verdict;
     slots.get("verdict").className = `badge ${known.kind}`;
-    slots.get("why").replaceChildren(
-      ...(known.why ?? []).map((line) => element("li", line)),
-    );
+    for (const name of ["ranks", "why"]) {
+      slots.get(name).replaceChildren(
+        ...(known[name] ?? []).map((line) => element("li", line)),
+      );
+    }
     slots.get("command").hidden = !known.command;
     slots.get("command").querySelector("pre").textContent = known.command ?? "";
     slots.get("changes").hidden = !known.changes;

@@ -22,6 +22,7 @@ from llama_perf.report.html.row_charts import row_charts
 from llama_perf.report.html.row_data import row_data
 from llama_perf.report.html.row_texts import row_texts
 from llama_perf.report.notes import again
+from llama_perf.report.ranks_notes import in_words as of_ranks
 from llama_perf.report.table import row_names
 from llama_perf.results.disturbance import disturbance
 from llama_perf.results.run import Comparison, Report, RowResult, Verdict
@@ -174,6 +175,12 @@ def _closeness(result: RowResult) -> str:
     return "" if closeness is None else in_words(closeness)
 
 
+def _ranks(result: RowResult) -> list[str]:
+    """What its ranks measured, in lines; none where it has one."""
+    ranks = None if result.measurement is None else result.measurement.ranks
+    return [] if ranks is None else of_ranks(ranks)
+
+
 def _details(report: Report, row: Row) -> dict[str, object]:
     changes = row.comparison.changes if row.comparison else ()
     data = row_data(row.result, row.comparison)
@@ -189,6 +196,7 @@ def _details(report: Report, row: Row) -> dict[str, object]:
         "reason": row.reason,
         "disturbed": row.disturbed,
         "closeness": _closeness(row.result),
+        "ranks": _ranks(row.result),
         "why": list(row.comparison.why) if row.comparison else [],
         "command": again(report, row.id),
         "changes": [

@@ -5,9 +5,10 @@ from operator import attrgetter
 
 import pytest
 
-from llama_perf.metrics import LIMIT_FIELDS, METRICS, Metric, Rule
+from llama_perf.metric import Metric, Rule
+from llama_perf.metrics import LIMIT_FIELDS, METRICS
 from llama_perf.results.measurement import MemoryParts, StepWork, ValueCheck
-from tests.correctness.support.record_samples import CLOSENESS, MEASUREMENT
+from tests.correctness.support.record_samples import CLOSENESS, MEASUREMENT, RANKS
 
 FALLBACKS = {metric.column.fallback for metric in METRICS if metric.column}
 EVERY_FIELD = replace(
@@ -15,6 +16,7 @@ EVERY_FIELD = replace(
     peak_allocated_bytes=1,
     token_ns=((8_000_000,) * 500,),
     memory=MemoryParts(weights_bytes=9, cache_bytes=10),
+    ranks=RANKS,
     closeness_db=11.0,
     closeness=CLOSENESS,
     graph_breaks=2,

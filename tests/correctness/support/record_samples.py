@@ -14,6 +14,7 @@ from llama_perf.gate.speed_baseline import SpeedBaseline
 from llama_perf.results import baselines
 from llama_perf.results.baselines import Baseline, baseline_row
 from llama_perf.results.measurement import Closeness, LinearChoice, Measurement
+from llama_perf.results.ranks import RankFigures, Ranks
 from llama_perf.results.run import Comparison, Environment, Report, RowResult, Status
 from llama_perf.rows.spec import RowSpec
 from llama_perf.strict_json import to_json
@@ -51,6 +52,29 @@ MEASUREMENT = Measurement(
     sample_ns=(1_950_000_000, 2_050_000_000),
     first_token_ns=(50_000_000, 51_000_000),
 )
+
+SHARED_ROW = replace(CPU_ROW, tensor_parallel=2)
+RANKS = Ranks(
+    backend="gloo",
+    all_reduce="gloo",
+    all_reduces=4,
+    all_reduce_bytes=512,
+    all_reduce_us=80.0,
+    each=tuple(
+        RankFigures(
+            device="Some CPU",
+            peak_memory_bytes=peak,
+            model_size_bytes=250_000_000,
+            device_bandwidth_gb_s=10.0,
+            sample_ns=times,
+        )
+        for peak, times in (
+            (900_000_000, (1_950_000_000, 2_000_000_000)),
+            (1_000_000_000, (1_940_000_000, 2_050_000_000)),
+        )
+    ),
+)
+"""Those of MEASUREMENT, of SHARED_ROW."""
 
 CLOSENESS = Closeness(
     db=12.0,
