@@ -70,6 +70,11 @@ class Device(ABC):
         return None
 
     @property
+    def generator(self) -> torch.Generator:
+        """What torch draws from on it where no generator is named."""
+        return torch.default_generator
+
+    @property
     def lock_name(self) -> str:
         """The name of the lock that one run at a time holds."""
         return self.kind

@@ -93,6 +93,10 @@ class CudaDevice(Device):
         return None if answer is None else answer.version
 
     @property
+    def generator(self) -> torch.Generator:
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+
+    @property
     def lock_name(self) -> str:
         return f"cuda-{self.uuid}"
 

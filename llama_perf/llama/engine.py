@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 from torch import Tensor
 
-from llama_perf.devices.ranks import from_first_rank
 from llama_perf.errors import NotRunnable, PromptError
 from llama_perf.llama import attention
 from llama_perf.llama.attention import Place, VisiblePositions
@@ -25,6 +24,7 @@ from llama_perf.llama.decode_step import (
     InjectedSteps,
     new_step,
 )
+from llama_perf.llama.draws import Draws
 from llama_perf.llama.engine_weights import EngineWeights
 from llama_perf.llama.fused_cpu import FusedCpuStep
 from llama_perf.llama.fused_own import FusedOwnStep
@@ -124,6 +124,7 @@ class Engine(EngineWeights):
         # A captured step reads its own tensors, so it is kept and serves each later
         # generation that samples alike.
         self.captured: dict[Hashable, CapturedDecodeStep] = {}
+        self._draws = Draws(model.device, model.config.ranks)
         self.injected = InjectedSteps(options.slowdown)
         self.after_chunk: Callable[[int, int], None] = lambda _done, _total: None
         """Called with the tokens of a prompt that are done, and all of them."""
@@ -237,12 +238,7 @@ class Engine(EngineWeights):
         One kernel chooses the next token where it can, and a prompt of a few tokens is
         captured too.
         """
-        draws = sampling.generator
-        if sampling.seed is not None:
-            draws = torch.Generator(self.model.device).manual_seed(sampling.seed)
-        is_shared = self.model.config.ranks > 1 and sampling.temperature != 0
-        if is_shared and draws is not None:
-            draws.set_state(from_first_rank(draws.get_state()))
+        draws = self._draws.generator(sampling)
         kernel = None if self._fused is None else self._fused.token_chooser(sampling)
         # The kernel draws from a seed, so that one graph serves every generator.
         generator = draws if kernel is None else None

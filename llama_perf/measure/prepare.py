@@ -309,13 +309,18 @@ def _check_built(row: RowSpec) -> None:
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
     predicted = predict(row, reader.config)
     free = device_of(device).free_memory_bytes()
-    if predicted.peak_bytes > free:
+    needed, of_ranks = predicted.peak_bytes, ""
+    if row.ranks > 1 and device.type == "cpu":
+        # They share its memory. A GPU is one rank's alone.
+        needed *= row.ranks
+        of_ranks = f", {row.ranks} ranks together"
+    if needed > free:
         batch = f", batch_size={row.batch_size}" if row.batch_size > 1 else ""
         raise TooLarge(
-            f"needs {predicted.peak_bytes / 1e9:.1f} GB (KV cache"
+            f"needs {needed / 1e9:.1f} GB{of_ranks} (KV cache"
             f" {predicted.cache_bytes / 1e9:.1f} GB at cache_size="
             f"{row.allocated_positions}{batch}); {free / 1e9:.1f} GB free",
-            needed_bytes=predicted.peak_bytes,
+            needed_bytes=needed,
             free_bytes=free,
         )
 

@@ -6,6 +6,7 @@ all ranks decide alike. A row of one rank exchanges nothing.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -36,14 +37,23 @@ def slowest(times_ns: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def check_same_tokens(tokens: torch.Tensor) -> None:
-    """Raise ValuesError unless every rank has the same tokens (B, T)."""
+    """Raise ValuesError unless every rank has the same tokens (B, T).
+
+    It names the first place that differs, and what each rank has there.
+    """
     if own_rank().count == 1:
         return
-    texts = from_every_rank(tokens.tolist())
-    for index, text in enumerate(texts):
-        if text != texts[0]:
-            problem = f"rank {index} chose other tokens than rank 0"
-            raise ValuesError(f"check: {problem}, from the same draws")
+    of_ranks = torch.tensor(from_every_rank(tokens.tolist()))
+    differs = (of_ranks != of_ranks[0]).any(0)
+    if not differs.any():
+        return
+    # The first position of any sequence: what follows is another text.
+    position = int(differs.any(0).nonzero()[0])
+    sequence = int(differs[:, position].nonzero()[0])
+    chosen = ", ".join(map(str, of_ranks[:, sequence, position].tolist()))
+    place = f"position {position} of sequence {sequence}"
+    problem = f"the ranks chose other tokens from the same draws: at {place}"
+    raise ValuesError(f"check: {problem}, from rank 0 on, {chosen}")
 
 
 def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks | None:
@@ -81,7 +91,8 @@ def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks
 def over_ranks(measured: Measurement) -> Measurement:
     """The figures of all ranks from those of each.
 
-    Memory is that of the rank with the largest peak; sizes and bandwidths are sums.
+    Memory is that of the rank with the largest peak; sizes, bandwidths and energy are
+    sums. The GPU's states are the first rank's, what else used a GPU is any rank's.
     """
     if measured.ranks is None:
         return measured
@@ -98,6 +109,9 @@ def over_ranks(measured: Measurement) -> Measurement:
         for rank, own in zip(measured.ranks.each, of_ranks, strict=True)
     )
     size = sum(own.model_size_bytes for own in of_ranks)
+    joules = [own.joules_per_token for own in of_ranks]
+    neighbours = chain.from_iterable(own.neighbours or () for own in of_ranks)
+    problems = (own.card_problem for own in of_ranks)
     return replace(
         measured,
         ranks=replace(measured.ranks, each=each),
@@ -108,6 +122,9 @@ def over_ranks(measured: Measurement) -> Measurement:
         peak_allocated_bytes=largest.peak_allocated_bytes,
         build_peak_bytes=largest.build_peak_bytes,
         memory=largest.memory,
+        joules_per_token=None if None in joules else sum(filter(None, joules)),
+        card_problem=next(filter(None, problems), None),
+        neighbours=tuple(dict.fromkeys(neighbours)) or None,
     )
 
 

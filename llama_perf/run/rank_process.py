@@ -123,15 +123,18 @@ def check_devices(row: RowSpec) -> None:
 
 
 def join(devices: tuple[str, ...]) -> None:
-    """Join the ranks' group, with a device or a share of the cores of its own."""
-    if "cuda" in devices and torch.cuda.is_available():
+    """Join the ranks' group, with a GPU and a share of the cores of its own.
+
+    Where a GPU is missing for a rank, no row runs on GPUs: see `check_devices`.
+    """
+    count = int(os.environ["WORLD_SIZE"])
+    if "cuda" in devices and torch.cuda.device_count() >= count:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Objects are exchanged on the CPU.
         dist.init_process_group("cpu:gloo,cuda:nccl")
-        return
-    dist.init_process_group("gloo")
-    share = torch.get_num_threads() // dist.get_world_size()
-    torch.set_num_threads(max(share, 1))
+    else:
+        dist.init_process_group("gloo")
+    torch.set_num_threads(max(torch.get_num_threads() // count, 1))
 
 
 def end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.checkpoints.sharded import sharded
-from llama_perf.devices.ranks import own_rank
+from llama_perf.devices.ranks import from_first_rank, own_rank
 from llama_perf.errors import ValuesError
+from llama_perf.llama import draws
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
@@ -28,6 +30,7 @@ MISTRAL = replace(CONFIG, sliding_window=5, nope_layers=(1,))
 BIASED = replace(CONFIG, output_bias=True, mlp_bias=True)
 TOKENS = torch.arange(1, 8).view(1, -1)
 BATCH = torch.arange(1, 15).view(2, -1)
+SDPA_LINEAR: dict[str, Any] = {"attention": "sdpa", "linear_causal_mask": True}
 ENGINES = [
     EngineOptions(cache_size=32, kv_cache=kind, attention=path, prefill_chunk=chunk)
     for kind in (None, "int8", "fp8")
@@ -65,12 +68,20 @@ def generated() -> list[tuple[Tensor, Tensor]]:
         found.append(
             engine.observe(TOKENS, observed=8, max_new_tokens=8, sampling=greedy)
         )
-    engine = Engine(model, EngineOptions(cache_size=32, batch_size=2))
     lengths = torch.tensor([4, 7])
-    for each in (None, lengths):
-        request: Request = {"max_new_tokens": 8, "sampling": greedy, "lengths": each}
+    request: Request = {"max_new_tokens": 8, "sampling": greedy}
+    for fields in ({}, {"attention": "sdpa"}, SDPA_LINEAR):
+        options = EngineOptions(cache_size=32, batch_size=2, **fields)
+        engine = Engine(model, options)
         found.append(engine.observe(BATCH, observed=8, **request))
-    return found
+    ragged = Engine(model, EngineOptions(cache_size=32, batch_size=2))
+    uneven: Request = {**request, "lengths": lengths}
+    found.append(ragged.observe(BATCH, observed=8, **uneven))
+    # Weights of its own, a longer cache, and a text that is read.
+    for other in (ragged.copy(), ragged.longer(40)):
+        found.append(other.observe(BATCH, observed=8, **request))
+    read = [each.clone() for each in ragged.read(BATCH, 3)]
+    return [*found, (BATCH, torch.stack(read))]
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -81,37 +92,73 @@ def test_greedy_tokens_and_their_logits(
     for shared in rank_pool(count).run(generated):
         for (tokens, ours), (greedy, whole) in zip(shared, wanted, strict=True):
             assert torch.equal(tokens, greedy)
+            # The largest logits are near 4.
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
 
 
-def sampled() -> Tensor:
-    """With a generator of its own seed on each rank but the first."""
-    generator = torch.Generator().manual_seed(own_rank().index)
+def sampled(kind: str) -> list[Tensor]:
+    """Twice, with draws of its own on each rank but the first."""
+    index = own_rank().index
+    torch.manual_seed(index)
+    generator = torch.Generator().manual_seed(index)
+    how: dict[str, Any] = {"generator": {"generator": generator}, "torch's": {}}
+    sampling = Sampling(temperature=0.8, top_k=20, **how[kind])
     engine = Engine(shared_model(CONFIG), EngineOptions(cache_size=32))
-    sampling = Sampling(temperature=0.8, top_k=20, generator=generator)
-    return engine.generate(TOKENS, max_new_tokens=12, sampling=sampling)
+    generate = partial(engine.generate, TOKENS, max_new_tokens=12, sampling=sampling)
+    return [generate(), generate()]
 
 
-def test_draws_are_the_first_rank_s(rank_pool: Callable[[int], RankPool]) -> None:
-    wanted = sampled()
-    for shared in rank_pool(3).run(sampled):
-        assert torch.equal(shared, wanted)
+@pytest.mark.parametrize("kind", ["generator", "torch's"])
+def test_draws_are_the_first_rank_s(
+    rank_pool: Callable[[int], RankPool], kind: str
+) -> None:
+    first, second = sampled(kind)
+    assert not torch.equal(first, second)
+    for shared in rank_pool(3).run(sampled, kind):
+        assert all(map(torch.equal, shared, (first, second)))
+
+
+def exchanges() -> list[int]:
+    """How often draws are exchanged by three generations with one generator."""
+    calls: list[int] = []
+
+    def counted(value: Any) -> Any:
+        calls.append(1)
+        return from_first_rank(value)
+
+    engine = Engine(shared_model(CONFIG), EngineOptions(cache_size=32))
+    sampling = Sampling(generator=torch.Generator().manual_seed(own_rank().index))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "from_first_rank", counted)
+        for _ in range(3):
+            engine.generate(TOKENS, max_new_tokens=2, sampling=sampling)
+    return calls
+
+
+def test_they_are_exchanged_before_the_first_generation_alone(
+    rank_pool: Callable[[int], RankPool],
+) -> None:
+    """A sample that is timed exchanges none: its row's generator was in the warm-up."""
+    assert rank_pool(2).run(exchanges) == [[1], [1]]
 
 
 def compiled() -> tuple[Tensor, int]:
+    """Tokens, and how many graphs were compiled."""
     torch._dynamo.reset()
-    options = EngineOptions(cache_size=32, compile=True)
+    options = EngineOptions(cache_size=32, compile=True, compile_prefill=True)
     engine = Engine(shared_model(CONFIG), options)
     greedy = Sampling(temperature=0.0)
     tokens = engine.generate(TOKENS, max_new_tokens=6, sampling=greedy)
-    return tokens, sum(torch._dynamo.utils.counters["graph_break"].values())
+    return tokens, torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_compiled_blocks(rank_pool: Callable[[int], RankPool]) -> None:
-    wanted, _ = compiled()
-    for tokens, graph_breaks in rank_pool(2).run(compiled):
+    """A prompt's block, a step's and the head, the sums inside."""
+    wanted, graphs = compiled()
+    assert graphs == 3
+    for tokens, of_rank in rank_pool(2).run(compiled):
         assert torch.equal(tokens, wanted)
-        assert graph_breaks == 0
+        assert of_rank == graphs
 
 
 def calls_of_a_step() -> list[str]:
@@ -141,17 +188,21 @@ def test_a_step_sums_twice_a_layer_and_gathers_once(
 
 
 def other_tokens() -> str:
+    """In the second sequence of a batch, at two places."""
+    own = BATCH.clone()
+    own[1, 4:6] += 3 * (own_rank().index == 0)
     try:
-        check_same_tokens(TOKENS + (own_rank().index == 1))
+        check_same_tokens(own)
     except ValuesError as error:
         return str(error)
     return "nothing"
 
 
-def test_a_rank_with_other_tokens_is_named(
+def test_the_first_place_with_other_tokens_is_named(
     rank_pool: Callable[[int], RankPool],
 ) -> None:
     for told in rank_pool(3).run(other_tokens):
         assert told == (
-            "check: rank 1 chose other tokens than rank 0, from the same draws"
+            "check: the ranks chose other tokens from the same draws: at position 4 of"
+            " sequence 1, from rank 0 on, 15, 12, 12"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from llama_perf.errors import NotRunnable
 from llama_perf.rows.spec import RowSpec
-from llama_perf.run.rank_process import check_devices
+from llama_perf.run.rank_process import check_devices, join
 from tests.correctness.support.errors import refusal
 
 A100, H100 = "NVIDIA A100", "NVIDIA H100"
@@ -63,3 +64,36 @@ def test_a_torch_without_the_library(
     assert refused == (
         f"tensor_parallel: 2 ranks need {name}, which this torch is built without"
     )
+
+
+@pytest.mark.parametrize(
+    ("devices", "count", "backend", "chosen"),
+    [
+        (("cuda",), 3, "cpu:gloo,cuda:nccl", [2]),
+        (("cpu",), 3, "gloo", []),
+        # A run that has GPU rows as well, on a machine with fewer GPUs than ranks.
+        (("cpu", "cuda"), 1, "gloo", []),
+    ],
+)
+def test_what_a_rank_joins(
+    cards: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    devices: tuple[str, ...],
+    count: int,
+    backend: str,
+    chosen: list[int],
+) -> None:
+    """It takes a GPU of its own where each rank has one, and always fewer cores."""
+    cards([H100] * count)
+    joined = Mock()
+    set_devices: list[int] = []
+    threads: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(dist, "init_process_group", joined)
+    monkeypatch.setattr(torch.cuda, "set_device", set_devices.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    join(devices)
+    joined.assert_called_once_with(backend)
+    assert (set_devices, threads) == (chosen, [2])

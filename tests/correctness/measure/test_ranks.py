@@ -1,0 +1,64 @@
+"""Figures of a row from those of its ranks, and the memory that ranks need together."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llama_perf.devices.cpu import CpuDevice
+from llama_perf.devices.ranks import own_rank
+from llama_perf.errors import TooLarge
+from llama_perf.measure.prepare import check_runnable
+from llama_perf.measure.ranks import over_ranks
+from llama_perf.results.measurement import Measurement
+from llama_perf.rows.spec import RowSpec
+from tests.correctness.support.errors import refusal
+from tests.correctness.support.rank_pool import RankPool
+from tests.correctness.support.record_samples import MEASUREMENT, RANKS
+
+
+def of_both(joules: tuple[float | None, float | None]) -> Measurement:
+    """The second rank has the larger peak, and something else used its GPU."""
+    second = own_rank().index
+    return over_ranks(
+        replace(
+            MEASUREMENT,
+            ranks=RANKS,
+            peak_memory_bytes=100 + second,
+            model_size_bytes=40 + second,
+            bandwidth_gb_s=4.0 + 0.1 * second,
+            device_bandwidth_gb_s=20.0 + second,
+            joules_per_token=joules[second],
+            neighbours=("process 7 (other)",) if second else None,
+            card_problem="NVML: Unknown Error" if second else None,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("joules", "together"), [((1.5, 2.0), 3.5), ((1.5, None), None)]
+)
+def test_sums_and_the_largest(
+    rank_pool: Callable[[int], RankPool],
+    joules: tuple[float | None, float | None],
+    together: float | None,
+) -> None:
+    for whole in rank_pool(2).run(of_both, joules):
+        assert whole.peak_memory_bytes == 101
+        assert whole.model_size_bytes == 81
+        assert whole.device_bandwidth_gb_s == 41.0
+        assert whole.joules_per_token == together
+        assert whole.neighbours == ("process 7 (other)",)
+        assert whole.card_problem == "NVML: Unknown Error"
+        assert whole.ranks is not None
+        peaks = [one.peak_memory_bytes for one in whole.ranks.each]
+        assert peaks == [100, 101]
+
+
+def test_ranks_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuDevice, "free_memory_bytes", lambda _: 27_500_000_000)
+    row = RowSpec(model="7B", dtype="float32", device="cpu")
+    check_runnable(row)
+    # Each has the whole embedding.
+    refused = refusal(check_runnable, replace(row, tensor_parallel=2), error=TooLarge)
+    assert refused.startswith("needs 27.7 GB, 2 ranks together (KV cache 0.1 GB at")
