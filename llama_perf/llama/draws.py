@@ -3,7 +3,7 @@
 import torch
 
 from llama_perf.devices.device import device_of
-from llama_perf.devices.ranks import from_first_rank
+from llama_perf.devices.ranks import from_first_rank, own_rank
 from llama_perf.llama.options import Sampling
 
 
@@ -23,8 +23,9 @@ class Draws:
         draws = sampling.generator
         if sampling.seed is not None:
             draws = torch.Generator(self._device).manual_seed(sampling.seed)
-        is_shared = self._ranks > 1 and sampling.temperature != 0
-        if is_shared and (draws is None or draws is not self._last):
+        if self._ranks == 1 or own_rank().count == 1 or sampling.temperature == 0:
+            return draws
+        if draws is None or draws is not self._last:
             own = draws or device_of(self._device).generator
             own.set_state(from_first_rank(own.get_state()))
             self._last = draws

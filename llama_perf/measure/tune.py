@@ -48,10 +48,11 @@ def products(rows: Sequence[RowSpec]) -> list[tuple[str, Product]]:
     for row in rows:
         if not row.fused or row.device == "cpu":
             continue
-        name, config = row.quantization or UNQUANTIZED, preset(row.model)
+        name = row.quantization or UNQUANTIZED
+        config = preset(row.model).of_rank(row.ranks)
         prompt = row.prompt_length * row.batch_size
         counts = {row.batch_size, *({prompt} if prompt <= FUSED_TOKENS else ())}
-        linears = {**config.linears, "output": (config.vocab_size, config.dim)}
+        linears = {**config.linears, "output": (config.output_size, config.dim)}
         schemes = _schemes(row, config)
         dtype: torch.dtype = getattr(torch, row.dtype)
         for scheme, tokens, (linear, (n, k)) in combinations(

@@ -47,11 +47,19 @@ main(sys.argv[1:])
 
 
 def ranks_command(python: Path, package: Path, replies: int, ranks: int) -> list[str]:
-    """The command of a worker that runs rows of so many ranks: torchrun's."""
+    """The command of a worker that runs rows of so many ranks: torchrun's.
+
+    Older revisions, which `compare --base` starts, have none.
+    """
     start = f"""
 import sys
 sys.path.insert(0, {str(package)!r})
-from llama_perf.run.launcher import main
+try:
+    from llama_perf.run.launcher import main
+except ModuleNotFoundError as error:
+    if error.name not in ("llama_perf.run", "llama_perf.run.launcher"):
+        raise
+    sys.exit("tensor_parallel: this revision has no rows of several ranks")
 main({ranks}, {str(package)!r}, {replies})
 """
     return [str(python), "-P", "-c", start]

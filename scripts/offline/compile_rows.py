@@ -63,7 +63,7 @@ def meta_engine(row: RowSpec) -> Engine:
     dtype, card, scheme = parse_dtype(row.dtype), torch.device("cuda"), row.quantization
     # Alike layers launch alike; the first one's input is the embedding.
     with META:
-        model = Transformer(preset(row.model).first_layers(2))
+        model = Transformer(preset(row.model).first_layers(2).of_rank(row.ranks))
     model.to(dtype).requires_grad_(False).eval()
     if scheme is not None:
         quantize = make_quantizer(scheme, kernels="native", device=card, dtype=dtype)
@@ -75,7 +75,7 @@ def compile_row(row: RowSpec) -> None:
     """Generate as a row does and check its values, with no values there."""
     if row.quantization in AUTOQUANT:
         # It times its candidates, and may be any one of them.
-        for product in products(row, preset(row.model)):
+        for product in products(row, preset(row.model).of_rank(row.ranks)):
             for name in candidates(row.quantization, product.columns):
                 launch_once(product, name)
         for scheme in AUTOQUANT[row.quantization]:
@@ -124,7 +124,8 @@ def main(capability: str, part: str, *sets: str) -> None:
     compile_only(int(capability))
     without_graphs()
     room = torch.empty(1, dtype=torch.int32, device=META)
-    for dependent in (False, True):
+    # A card before sm_90 has no dependent launches.
+    for dependent in (False, True) if int(capability) >= 90 else (False,):
         launch_count(room, dependent=dependent)
     number, parts = map(int, part.split("/"))
     with LaunchingOperators():  # type: ignore[no-untyped-call]  # torch's has no types

@@ -109,6 +109,23 @@ def test_all_layers_of_a_step_are_one_launch(model: str, capability: int) -> Non
     assert not together[0].dependent
 
 
+@pytest.mark.parametrize(("scheme", "capability"), [("int4wo-64", 90), ("int8wo", 80)])
+def test_a_step_of_ranks_adds_behind_their_sums(scheme: str, capability: int) -> None:
+    """At a share's shapes; the sums launch nothing here, where there are no others."""
+    generated = generation(
+        "Llama-3.1-70B",
+        quantization=scheme,
+        tensor_parallel=8,
+        capability=capability,
+        multiprocessors={90: 132, 80: 108}[capability],
+    )
+    layer = [*LAYER[:3], "add_", *LAYER[3:], "add_"]
+    assert kernels(generated.step) == [*STEP[:1], *layer * LAYERS, *STEP[-2:]]
+    for made in generated.code.values():
+        _, spilled_bytes = assembled(made.ptx, capability)
+        assert spilled_bytes == 0, made.kernel
+
+
 @pytest.mark.parametrize("temperature", [0.8, 0.0])
 def test_a_known_length_of_prompt_is_one_graph(temperature: float) -> None:
     """Outside it the prompt is copied, a seed drawn, and every token returned."""

@@ -86,6 +86,14 @@ def test_the_products_are_those_of_the_fused_rows() -> None:
     assert len(every) == len(set(every))
 
 
+def test_of_several_ranks_they_are_a_rank_s() -> None:
+    row = RowSpec(model="Llama-3.1-70B", fused=True, tensor_parallel=8)
+    shapes = {(product.rows, product.columns) for _, product in products([row])}
+    assert shapes == {
+        *((1280, 8192), (8192, 1024), (3584, 8192), (8192, 3584), (16032, 8192))
+    }
+
+
 def test_choices_are_kept_beside_those_of_other_cards(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     assert launch_table.read(path) == LaunchTable()

@@ -1,6 +1,8 @@
 """Rows of several ranks, and what is said of a rank that breaks."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from llama_perf.rows.spec import RowSpec
 from llama_perf.run import launcher
 from llama_perf.run.options import RunRequest
 from llama_perf.run.worker import run_in_process
+from llama_perf.run.worker_process import ranks_command
 
 ROW = RowSpec(
     model="stories15M",
@@ -118,4 +121,18 @@ def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(ended.reason).startswith(words)
     assert launcher._why_not("no") == (
         "'no' is no port; allowed: a free one; without it one is chosen"
+    )
+
+
+@pytest.mark.parametrize("room", ["llama_perf", "llama_perf/run"])
+def test_an_older_revision_without_ranks_is_one_line(tmp_path: Path, room: str) -> None:
+    """`compare --base` starts it with its own package."""
+    for folder in (tmp_path / room, tmp_path / "llama_perf"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").touch()
+    command = ranks_command(Path(sys.executable), tmp_path, 2, 2)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "tensor_parallel: this revision has no rows of several ranks\n"
     )

@@ -1,4 +1,6 @@
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +47,20 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StepRunner:
     monkeypatch.setattr(install, "ROOT", tmp_path)
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     return StepRunner(tmp_path, budget_s=2 * HANG_S)
+
+
+def test_a_card_before_dependent_launches_has_what_measures_it(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.toml"
+    rows.write_text('[[row]]\nmodel = "tiny"\ndevice = "cpu"\ndtype = "float32"\n')
+    command = [sys.executable, "-m", "scripts.offline.compile_rows", "80", "1/1"]
+    done = subprocess.run(
+        [*command, str(rows)],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("*.cubin"))) == 1
 
 
 def test_what_travelled_is_found_and_nothing_is_compiled_again(
