@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.run import parse_args, run
 
+from llama_perf.run.worker_process import python_of
 from llama_perf.run.worker_protocol import WorkerReply
 from llama_perf.strict_json import to_line
 
@@ -28,13 +29,8 @@ def main(ranks: int, package: str, replies: int) -> None:
             _reply(f"{_PORT}: {problem}")
             return
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
-    start = f"""
-import sys
-sys.path.insert(0, {package!r})
-from llama_perf.run.rank_process import main
-main()
-"""
-    command = [sys.executable, "-P", "-c", start]
+    start = "from llama_perf.run.rank_process import main\nmain()\n"
+    command = python_of(sys.executable, package, start)
     how = [f"--nproc-per-node={ranks}", "--max-restarts=0", "--no-python"]
     try:
         run(parse_args([*place, *how, *command]))

@@ -29,21 +29,19 @@ def worker_environment(devices: Collection[str]) -> dict[str, str]:
 def worker_command(python: Path, package: Path, replies: int) -> list[str]:
     """The command of a worker that replies to the file descriptor `replies`.
 
-    `-P` keeps the working directory's modules out. Older revisions, which
-    `compare --base` starts, have the worker in `llama_perf/worker.py`.
+    Older revisions, which `compare --base` starts, have the worker in
+    `llama_perf/worker.py`.
     """
-    start = f"""
-import sys
-sys.path.insert(0, {str(package)!r})
+    start = """
 try:
     from llama_perf.run.worker import main
 except ModuleNotFoundError as error:
-    if error.name != "llama_perf.run.worker":
+    if error.name not in ("llama_perf.run", "llama_perf.run.worker"):
         raise
     from llama_perf.worker import main
 main(sys.argv[1:])
 """
-    return [str(python), "-P", "-c", start, str(replies)]
+    return [*python_of(python, package, start), str(replies)]
 
 
 def ranks_command(python: Path, package: Path, replies: int, ranks: int) -> list[str]:
@@ -52,8 +50,6 @@ def ranks_command(python: Path, package: Path, replies: int, ranks: int) -> list
     Older revisions, which `compare --base` starts, have none.
     """
     start = f"""
-import sys
-sys.path.insert(0, {str(package)!r})
 try:
     from llama_perf.run.launcher import main
 except ModuleNotFoundError as error:
@@ -62,4 +58,22 @@ except ModuleNotFoundError as error:
     sys.exit("tensor_parallel: this revision has no rows of several ranks")
 main({ranks}, {str(package)!r}, {replies})
 """
-    return [str(python), "-P", "-c", start]
+    return python_of(python, package, start)
+
+
+def python_of(python: Path | str, package: Path | str, start: str) -> list[str]:
+    """The command that runs `start`, with `llama_perf` from the folder `package` alone.
+
+    `-P` keeps the working directory's modules out. An editable install would give what
+    an older revision does not have.
+    """
+    only = f"""
+import sys
+sys.path.insert(0, {str(package)!r})
+sys.meta_path[:] = [
+    finder
+    for finder in sys.meta_path
+    if not str(getattr(finder, "__module__", "")).startswith("__editable___llama_perf_")
+]
+"""
+    return [str(python), "-P", "-c", only + start]
