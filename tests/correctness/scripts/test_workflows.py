@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -82,6 +82,7 @@ def test_no_fork_meets_a_token_that_writes() -> None:
     jobs = WORKFLOWS["gpu-perf.yml"]["jobs"]
     same = "github.event.pull_request.head.repo.full_name == github.repository"
     assert same in jobs["rows"]["if"]
+    assert same in WORKFLOWS["multi-gpu-perf.yml"]["jobs"]["rows"]["if"]
     # A job that was skipped has no output, nor has one whose set-up failed.
     ran = "needs.rows.outputs.has-results == 'true'"
     output = "${{ steps.summary.outputs.has-results }}"
@@ -143,15 +144,23 @@ def test_the_commands_are_these() -> None:
     ]
 
 
-GPU_OPTIONS = ("--row", "--report", "--baseline-patch", "--results", "--benchmark-json")
+SHARED_OPTIONS = ("--row", "--report", "--baseline-patch", "--results")
+GPU_OPTIONS = {
+    "gpu-perf.yml": (*SHARED_OPTIONS, "--benchmark-json"),
+    "multi-gpu-perf.yml": (*SHARED_OPTIONS, "--set", "--row-timeout"),
+}
 
 
-def test_there_are_three_and_the_options_of_the_gpu_run_are_named() -> None:
-    assert WORKFLOWS.keys() == {"gpu-perf.yml", "nightly.yml", "tests.yml"}
-    (command,) = (run for run in step_values("gpu-perf.yml", "run") if "--row" in run)
-    assert set(re.findall(r"--[a-z-]+", command)) == set(GPU_OPTIONS)
+def test_there_are_four() -> None:
+    assert WORKFLOWS.keys() == {*GPU_OPTIONS, "nightly.yml", "tests.yml"}
+
+
+@pytest.mark.parametrize("name", GPU_OPTIONS)
+def test_the_options_of_a_gpu_run_are_named(name: str) -> None:
+    (command,) = (run for run in step_values(name, "run") if "--row" in run)
+    assert set(re.findall(r"--[a-z-]+", command)) == set(GPU_OPTIONS[name])
     files = set(re.findall(r"\$RUNNER_TEMP/([\w.]+)", command))
-    upload = WORKFLOWS["gpu-perf.yml"]["jobs"]["rows"]["steps"][-1]["with"]["path"]
+    upload = WORKFLOWS[name]["jobs"]["rows"]["steps"][-1]["with"]["path"]
     assert set(re.findall(r"}}/([\w.]+)", upload)) == files
 
 
@@ -161,6 +170,6 @@ def shown() -> str:
     return subprocess.check_output(command_line, cwd=ROOT, text=True)
 
 
-@pytest.mark.parametrize("option", GPU_OPTIONS)
+@pytest.mark.parametrize("option", sorted({*chain(*GPU_OPTIONS.values())}))
 def test_the_options_of_the_gpu_run_are_the_plugins(option: str, shown: str) -> None:
     assert re.search(rf"^ +{option}\b", shown, re.MULTILINE), option

@@ -13,14 +13,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llama_perf.devices.ranks import Rank
+
 _PATIENCE_S = 120
 
 
 class RankPool:
-    """`count` processes, in which a function of a test's module runs as ranks do."""
+    """`count` processes, in which a function of a test's module runs as ranks do.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    On "cuda" each has a GPU of its own, and NCCL beside gloo.
+    """
+
+    def __init__(self, count: int, device: str = "cpu") -> None:
+        self.count, self._device = count, device
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
@@ -59,7 +64,9 @@ class RankPool:
         for index in range(self.count):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(index, self.count, folder, theirs), daemon=True
+                target=_serve,
+                args=(Rank(index, self.count), self._device, folder, theirs),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -74,11 +81,15 @@ class RankPool:
         self._processes, self._pipes = [], []
 
 
-def _serve(index: int, count: int, folder: str, pipe: Connection) -> None:
+def _serve(rank: Rank, device: str, folder: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(index)
+    os.environ["LOCAL_RANK"] = str(rank.index)
+    backend = "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(rank.index)
+        backend = "cpu:gloo,cuda:nccl"
     place = f"file://{Path(folder) / 'store'}"
-    dist.init_process_group("gloo", place, rank=index, world_size=count)
+    dist.init_process_group(backend, place, rank=rank.index, world_size=rank.count)
     while True:
         try:
             work = pipe.recv()
