@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_perf import quantize_model
 from llama_perf.checkpoints.load import build_model
 from llama_perf.checkpoints.reader import SyntheticWeights
 from llama_perf.checkpoints.sharded import sharded
@@ -21,6 +22,7 @@ from llama_perf.llama.engine import Engine
 from llama_perf.llama.options import EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.ranks import check_same_tokens
+from tests.correctness.support.engines import distance
 from tests.correctness.support.rank_pool import RankPool
 from tests.correctness.support.shares import CONFIG
 
@@ -140,6 +142,28 @@ def test_they_are_exchanged_before_the_first_generation_alone(
 ) -> None:
     """A sample that is timed exchanges none: its row's generator was in the warm-up."""
     assert rank_pool(2).run(exchanges) == [[1], [1]]
+
+
+def of_torchao(scheme: str) -> tuple[Tensor, bool]:
+    """Logits, and whether a rank's own weights are torchao's."""
+    model = quantize_model(shared_model(CONFIG), scheme, kernels="torchao")
+    weight = model.get_parameter("layers.0.feed_forward.w2.weight")
+    own = type(weight).__module__.startswith("torchao")
+    return model.logits(TOKENS), own
+
+
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq"])
+def test_torchao_quantizes_each_share(
+    rank_pool: Callable[[int], RankPool], scheme: str
+) -> None:
+    """With scales of its own, hardly further from the unquantized model than one."""
+    whole, _ = of_torchao(scheme)
+    wanted = shared_model(CONFIG).logits(TOKENS)
+    first, *others = rank_pool(2).run(of_torchao, scheme)
+    assert first[1]
+    assert 0 < distance(first[0], wanted) < 1.2 * distance(whole, wanted)
+    for logits_of_rank, _ in others:
+        assert torch.equal(logits_of_rank, first[0])
 
 
 def compiled() -> tuple[Tensor, int]:
