@@ -109,13 +109,19 @@ def of_ranks(measured: Measurement, row: RowSpec, *, where: str) -> Iterator[str
     for name, value in own.items():
         if not math.isclose(stored := getattr(measured, name) or 0, value):
             yield f"{where}.{name}: {stored} is not that of its ranks, {value}"
-    of_ranks = zip(*(one.sample_ns for one in ranks.each), strict=False)
-    if measured.sample_ns != (longest := tuple(map(max, of_ranks))):
-        shown_ns = f"{list(measured.sample_ns)} are not those of the slowest rank"
-        yield f"{where}.sample_ns: {shown_ns}, {list(longest)}"
     if ranks.all_reduces <= 0 or ranks.all_reduce_bytes % ranks.all_reduces:
         sums = counted(ranks.all_reduces, "sum")
         yield f"{where}.ranks.all_reduce_bytes: {ranks.all_reduce_bytes} in {sums}"
+    for number, one in enumerate(ranks.each):
+        if (own_count := len(one.sample_ns)) != len(measured.sample_ns):
+            times = counted(own_count, "sample")
+            problem = f"{times}, and its row has {len(measured.sample_ns)}"
+            yield f"{where}.ranks.each.{number}.sample_ns: {problem}"
+            return
+    of_ranks = zip(*(one.sample_ns for one in ranks.each), strict=True)
+    if measured.sample_ns != (longest := tuple(map(max, of_ranks))):
+        shown_ns = f"{list(measured.sample_ns)} are not those of the slowest rank"
+        yield f"{where}.sample_ns: {shown_ns}, {list(longest)}"
 
 
 def of_processes(

@@ -40,6 +40,10 @@ EDITS: list[tuple[dict[str, Any], str]] = [
         "sample_ns: [1950000000, 2050000000] are not those of the slowest rank,"
         " [1950000000, 2040000000]",
     ),
+    (
+        {"ranks.each.0.sample_ns": [1_930_000_000, 2_020_000_000, 1_000_000_000]},
+        "ranks.each.0.sample_ns: 3 samples, and its row has 2",
+    ),
     ({"ranks.all_reduce_bytes": 510}, "ranks.all_reduce_bytes: 510 in 4 sums"),
     ({"ranks.all_reduces": 0}, "ranks.all_reduce_bytes: 512 in 0 sums"),
 ]
