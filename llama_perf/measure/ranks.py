@@ -17,7 +17,7 @@ from llama_perf.devices.ranks import from_every_rank, own_rank
 from llama_perf.errors import ValuesError
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.results.measurement import Measurement
-from llama_perf.results.ranks import RankFigures, Ranks
+from llama_perf.results.ranks import RankFigures, Ranks, summed
 
 
 def start_together() -> None:
@@ -109,7 +109,6 @@ def over_ranks(measured: Measurement) -> Measurement:
         for rank, own in zip(measured.ranks.each, of_ranks, strict=True)
     )
     size = sum(own.model_size_bytes for own in of_ranks)
-    joules = [own.joules_per_token for own in of_ranks]
     neighbours = chain.from_iterable(own.neighbours or () for own in of_ranks)
     problems = (own.card_problem for own in of_ranks)
     return replace(
@@ -117,12 +116,12 @@ def over_ranks(measured: Measurement) -> Measurement:
         ranks=replace(measured.ranks, each=each),
         model_size_bytes=size,
         bandwidth_gb_s=measured.bandwidth_gb_s * size / measured.model_size_bytes,
-        device_bandwidth_gb_s=sum(own.device_bandwidth_gb_s or 0 for own in of_ranks),
+        device_bandwidth_gb_s=summed(own.device_bandwidth_gb_s for own in of_ranks),
         peak_memory_bytes=largest.peak_memory_bytes,
         peak_allocated_bytes=largest.peak_allocated_bytes,
         build_peak_bytes=largest.build_peak_bytes,
         memory=largest.memory,
-        joules_per_token=None if None in joules else sum(filter(None, joules)),
+        joules_per_token=summed(own.joules_per_token for own in of_ranks),
         card_problem=next(filter(None, problems), None),
         neighbours=tuple(dict.fromkeys(neighbours)) or None,
     )

@@ -10,6 +10,7 @@ from statistics import median
 from llama_perf.errors import RecordError
 from llama_perf.results.measurement import Measurement
 from llama_perf.results.processes import Sampled, deviation, median_speed
+from llama_perf.results.ranks import summed
 from llama_perf.rows.spec import RowSpec
 from llama_perf.words import counted, shown
 
@@ -102,12 +103,12 @@ def of_ranks(measured: Measurement, row: RowSpec, *, where: str) -> Iterator[str
     own = {
         "peak_memory_bytes": max(one.peak_memory_bytes for one in ranks.each),
         "model_size_bytes": sum(one.model_size_bytes for one in ranks.each),
-        "device_bandwidth_gb_s": sum(
-            one.device_bandwidth_gb_s or 0 for one in ranks.each
+        "device_bandwidth_gb_s": summed(
+            one.device_bandwidth_gb_s for one in ranks.each
         ),
     }
     for name, value in own.items():
-        if not math.isclose(stored := getattr(measured, name) or 0, value):
+        if (stored := getattr(measured, name)) != value:
             yield f"{where}.{name}: {stored} is not that of its ranks, {value}"
     if ranks.all_reduces <= 0 or ranks.all_reduce_bytes % ranks.all_reduces:
         sums = counted(ranks.all_reduces, "sum")

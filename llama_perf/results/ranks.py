@@ -1,5 +1,7 @@
 """What the ranks of a row measured, each on its own device. Imports no torch."""
 
+from collections.abc import Iterable
+
 from llama_perf.errors import check_positive
 from llama_perf.strict_json import record
 
@@ -19,6 +21,12 @@ class RankFigures:
     peak_allocated_bytes: int | None = None
     device_bandwidth_gb_s: float | None = None
     sample_ns: tuple[int, ...] = ()
+
+
+def summed(values: Iterable[float | None]) -> float | None:
+    """The sum over the ranks; None where one of them has no figure."""
+    known = list(values)
+    return None if None in known else sum(value or 0 for value in known)
 
 
 @record
