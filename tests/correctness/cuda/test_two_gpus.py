@@ -70,6 +70,8 @@ def observed(kind: str, how: str, scheme: str | None) -> tuple[Tensor, Tensor]:
 def test_two_ranks_generate_what_one_does(
     device: torch.device, two: Callable[..., list[Tensor]], how: str, scheme: str | None
 ) -> None:
+    if how == "compiled" and device.type == "cpu":
+        pytest.skip("llama/test_ranks.py compiles for a CPU")
     _, logits = observed(device.type, how, scheme)
     (tokens, first), (others, second) = two(observed, device.type, how, scheme)
     assert torch.equal(tokens, others)
