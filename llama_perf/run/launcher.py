@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     ProcessFailure,
@@ -23,6 +24,9 @@ def main(ranks: int, package: str, replies: int) -> None:
     They inherit the descriptor `replies` as that of stdout.
     """
     os.dup2(replies, 1)
+    # Where it is not set torchrun sets it to 1: a rank describes the machine, and then
+    # takes its share of the threads.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     place = ["--standalone"]
     if port := os.environ.get(_PORT):
         if problem := _why_not(port):

@@ -16,6 +16,7 @@ from llama_perf.gate.pairs import (
     overall,
 )
 from llama_perf.gate.thresholds import found_in_words
+from llama_perf.measure.environment import of_rows
 from llama_perf.report.table import shown
 from llama_perf.results.run import Comparison, Report, RowResult
 from llama_perf.rows.spec import RowSpec
@@ -73,8 +74,10 @@ def with_row(
     processes: PairedProcesses,
 ) -> Report:
     """The report with one more row, and the environments that both sides ran in."""
-    head = processes.environments.get("head", report.environment)
-    base = processes.environments.get("base", head)
+    rows = [*(one.row for one in report.results), result.row]
+    known = processes.environments
+    head = of_rows(known.get("head", report.environment), rows)
+    base = of_rows(known.get("base", head), rows)
     return replace(
         report,
         environment=head,

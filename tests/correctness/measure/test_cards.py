@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch
 from llama_perf.devices.links import card_links
 from llama_perf.measure.environment import collect, of_rows
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.paired_run import with_row
+from tests.correctness.support.record_samples import RANKS, compare, measured, report_of
 
 pynvml = pytest.importorskip("pynvml")
 CPU = torch.device("cpu")
@@ -73,3 +76,16 @@ def test_only_a_run_with_several_ranks_has_the_key_of_all_cards(
     assert of_rows(together, [FOUR]) == together
     on_cpu = RowSpec(model="70B", device="cpu", tensor_parallel=2)
     assert of_rows(alone, [on_cpu]) == alone
+
+
+def test_a_comparison_of_two_revisions_has_the_same_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its workers do not know what other rows the run has."""
+    make_up(monkeypatch, 2, {"01"})
+    alone = collect(CPU)
+    sides: Any = SimpleNamespace(environments={"head": alone, "base": alone})
+    result = measured(FOUR, ranks=RANKS)
+    report = with_row(report_of(), result, compare(result, None), sides)
+    assert report.environment.device_key == f"{alone.device_key}-x2-nvlink"
+    assert report.environment_changes == ()

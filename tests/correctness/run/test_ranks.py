@@ -70,6 +70,12 @@ def ranks_left() -> list[int]:
     ]
 
 
+def threads_alone() -> int:
+    """Those of a process that is no rank."""
+    count = "import torch; print(torch.get_num_threads())"
+    return int(subprocess.check_output([sys.executable, "-c", count]))
+
+
 def test_two_ranks_are_measured() -> None:
     ended = run_in_process(ROW, options=RunRequest(), devices=["cpu"])
     measured = ended.result.measurement
@@ -83,7 +89,9 @@ def test_two_ranks_are_measured() -> None:
     totals = zip(first.sample_ns, second.sample_ns, strict=True)
     assert measured.sample_ns == tuple(map(max, totals))
     assert measured.ranks.backend == "gloo"
+    # Of the whole machine, not of a rank's share.
     assert ended.environment is not None
+    assert ended.environment.threads == threads_alone()
 
 
 @pytest.mark.parametrize(
