@@ -111,16 +111,16 @@ def one_shot(
     size = values * dtype.itemsize
     if device.type != "cuda" or dtype not in _DTYPES or size % _ALIGNED_BYTES:
         return None
-    import torch.distributed._symmetric_memory as symmetric_memory
-
     group: Any = group_name()
     try:
+        import torch.distributed._symmetric_memory as symmetric_memory
+
+        all_reduce = torch.ops.symm_mem.one_shot_all_reduce_copy
         buffer: Any = symmetric_memory.empty(values, dtype=dtype, device=device)
         symmetric_memory.rendezvous(buffer, group)
-    except RuntimeError:
-        # GPUs that do not see one another's memory, or a driver without it.
+    except (ImportError, AttributeError, RuntimeError):
+        # A torch without it, GPUs that do not see one another's memory, a driver.
         return None
-    all_reduce = torch.ops.symm_mem.one_shot_all_reduce_copy
 
     def summed(x: Tensor) -> Tensor:
         part = x.reshape(-1)
