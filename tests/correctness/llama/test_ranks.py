@@ -169,6 +169,7 @@ def test_torchao_quantizes_each_share(
 def compiled() -> tuple[Tensor, int]:
     """Tokens, and how many graphs were compiled."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     options = EngineOptions(cache_size=32, compile=True, compile_prefill=True)
     engine = Engine(shared_model(CONFIG), options)
     greedy = Sampling(temperature=0.0)
