@@ -231,6 +231,11 @@ class RowSpec:
         return self.tensor_parallel or 1
 
     @property
+    def ranks_of_a_device(self) -> int:
+        """How many of its ranks take memory of the same device: all on a CPU."""
+        return self.ranks if self.device == "cpu" else 1
+
+    @property
     def kv_cache(self) -> str | None:
         """The kind of its quantized cache, None for one in the row's dtype."""
         return cache_kind(self.kv_cache_quantization)

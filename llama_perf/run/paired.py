@@ -209,7 +209,7 @@ class PairedProcesses:
             if not keeps_rows:
                 return f"{IN_TURN}, since the {side}'s revision keeps no row ready"
         measured = [pairs.measurements(side)[0] for side in SIDES]
-        needed = sum(
+        needed = pairs.row.ranks_of_a_device * sum(
             max(one.peak_memory_bytes, one.build_peak_bytes or 0) for one in measured
         )
         free = device_of(check_device(pairs.row.device)).free_memory_bytes()
@@ -288,7 +288,7 @@ class PairedProcesses:
         return _Pair(math.log(tok_s["base"] / tok_s["head"]))
 
     def _in_fresh_process(self, side: str, row: RowSpec) -> RowResult:
-        with closing(self._start[side]()) as worker:
+        with closing(self._start[side](ranks=row.ranks)) as worker:
             return worker.run(row, lambda _text: None).result
 
 

@@ -18,12 +18,14 @@ BASE = Path("base")
 class Machine:
     """Workers made up: what they were asked, in order, and how long a sample takes.
 
-    `ns(side, number)` is the time of a side's sample; `ends` are the results of the
-    actions, by side and name, that end a row.
+    `ranks` are those of each worker, in the order of their starts. `ns(side, number)`
+    is the time of a side's sample; `ends` are the results of the actions, by side and
+    name, that end a row.
     """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.ranks: list[int] = []
         self.slowdowns: dict[str, object] = {}
         self.keeps_rows = {"base": True, "head": True}
         self.ns: Callable[[str, int], int] = lambda _side, _number: 10**8
@@ -50,12 +52,14 @@ class MadeUpWorker:
         *,
         options: RunRequest,
         package: Path | None = None,
+        ranks: int = 1,
         **_: object,
     ) -> None:
         self.machine, self.side = machine, "base" if package == BASE else "head"
         self.keeps_rows = machine.keeps_rows[self.side]
         machine.slowdowns[self.side] = options.inject_slowdown
         machine.asked.append((self.side, "start"))
+        machine.ranks.append(ranks)
 
     def _act(self, action: str) -> None:
         machine = self.machine
