@@ -89,13 +89,10 @@ class OpenedModel:
             reader, path = open_model(
                 model, checkpoints=self.checkpoints, dtype=dtype, device=device
             )
-            rank = own_rank()
-            reader = sharded(reader, rank)
+            reader = sharded(reader, own_rank())
             opened = reader, path
             if self.keep:
-                # Those of one machine keep their shares side by side, or none does.
-                needed_bytes = reader.kept_bytes * rank.count
-                if all(from_every_rank(may_keep(needed_bytes, device))):
+                if may_keep(reader.kept_bytes, device):
                     reader.keep()
                     self.unquantized = reader
                 self._tokenizer = _tokenizer_of(*opened)
@@ -117,11 +114,15 @@ def _tokenizer_of(reader: WeightsReader, path: Path | None) -> Tokenizer | None:
 def may_keep(needed_bytes: float, device: torch.device) -> bool:
     """Whether to keep weights of so many bytes for later rows.
 
-    Not on CUDA, where a layer is quantized as soon as it arrives.
+    Not on CUDA, where a layer is quantized as soon as it arrives. Ranks keep theirs
+    side by side, or none does: one that keeps nothing would exchange scales with ranks
+    that do not quantize again.
     """
-    free_bytes = device_of(device).free_memory_bytes()
-    most = min(KEPT_BYTES, free_bytes * KEPT_SHARE)
-    return device.type == "cpu" and needed_bytes <= most
+    if device.type != "cpu":
+        return False
+    of_ranks = from_every_rank((needed_bytes, device_of(device).free_memory_bytes()))
+    needed, free = zip(*of_ranks, strict=True)
+    return bool(sum(needed) <= min(KEPT_BYTES, min(free) * KEPT_SHARE))
 
 
 def load_model(

@@ -22,7 +22,7 @@ from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.tokenizers.tokenizer import Tokenizer
 from llama_perf.devices.all_reduce import choose_all_reduce
 from llama_perf.devices.device import check_device, device_of
-from llama_perf.devices.ranks import Rank, own_rank
+from llama_perf.devices.ranks import Rank, from_every_rank, own_rank
 from llama_perf.errors import NotRunnable, TooLarge, UserError
 from llama_perf.files import is_absent
 from llama_perf.kernels import cpp_library
@@ -308,12 +308,11 @@ def _check_built(row: RowSpec) -> None:
 
 def _check_memory(row: RowSpec, reader: WeightsReader, device: torch.device) -> None:
     predicted = predict(row, reader.config)
-    free = device_of(device).free_memory_bytes()
-    needed, of_ranks = predicted.peak_bytes, ""
-    if row.ranks > 1 and device.type == "cpu":
-        # They share its memory. A GPU is one rank's alone.
-        needed *= row.ranks
-        of_ranks = f", {row.ranks} ranks together"
+    # Asked before any rank takes some, so that all decide alike.
+    free = min(from_every_rank(device_of(device).free_memory_bytes()))
+    together = row.ranks_of_a_device
+    needed = predicted.peak_bytes * together
+    of_ranks = f", {together} ranks together" if together > 1 else ""
     if needed > free:
         batch = f", batch_size={row.batch_size}" if row.batch_size > 1 else ""
         raise TooLarge(

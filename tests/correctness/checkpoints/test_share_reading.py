@@ -1,7 +1,7 @@
 """What a rank holds while it reads its share, what it keeps, and what is refused."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from llama_perf.checkpoints.load import OpenedModel
 from llama_perf.checkpoints.reader import WeightsReader
 from llama_perf.checkpoints.sharded import sharded
 from llama_perf.checkpoints.stored import StoredWeights
+from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.ranks import Rank, own_rank
 from llama_perf.errors import SpecError, WeightsError
 from llama_perf.llama.config import ModelConfig
@@ -195,13 +196,11 @@ def test_a_damaged_record_is_found_by_one_of_the_ranks(
 def kept_shares(path: Path, agree: bool) -> tuple[bool, bool, int, int]:
     """Run on each rank."""
     rank = own_rank()
-    may_keep = load.may_keep
-    load.may_keep = lambda *_: agree or rank.is_first
     opened = OpenedModel(keep=True)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        free_bytes = 10**12 if agree or rank.is_first else 0
+        patch.setattr(CpuDevice, "free_memory_bytes", lambda _: free_bytes)
         reader, _ = opened(str(path), dtype=torch.float32, device=CPU)
-    finally:
-        load.may_keep = may_keep
     assert isinstance(reader, StoredWeights)
     assert opened(str(path), dtype=torch.float32, device=CPU)[0] is reader
     embedding, rows = reader.embedding(), reader.final()["output.weight"]
@@ -230,6 +229,24 @@ def test_ranks_keep_their_shares_or_none_does(
     for is_kept, is_shared, *_ in rank_pool(2).run(kept_shares, path, False):
         assert not is_kept
         assert not is_shared
+
+
+def keeps(free_bytes: Sequence[int]) -> bool:
+    """Whether a rank keeps 1000 bytes, with so many free when each of them asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        own = free_bytes[own_rank().index]
+        patch.setattr(CpuDevice, "free_memory_bytes", lambda _: own)
+        return load.may_keep(1000, CPU)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "kept"), [((8000, 8000), True), ((8000, 7999), False)]
+)
+def test_ranks_decide_alike_what_they_keep(
+    rank_pool: Callable[[int], RankPool], free_bytes: Sequence[int], kept: bool
+) -> None:
+    """A quarter of what is free, of both together."""
+    assert rank_pool(2).run(keeps, free_bytes) == [kept, kept]
 
 
 QUANTIZED = replace(CONFIG, dim=192, head_dim=32, intermediate_size=384)

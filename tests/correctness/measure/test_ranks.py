@@ -1,6 +1,6 @@
 """Figures of a row from those of its ranks, and the memory that ranks need together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -62,3 +62,22 @@ def test_ranks_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     # Each has the whole embedding.
     refused = refusal(check_runnable, replace(row, tensor_parallel=2), error=TooLarge)
     assert refused.startswith("needs 27.7 GB, 2 ranks together (KV cache 0.1 GB at")
+
+
+def refused_with(free_bytes: Sequence[int]) -> str:
+    """What a rank says of a row that needs 27.7 GB, with so much free when it asks."""
+    row = RowSpec(model="7B", dtype="float32", device="cpu", tensor_parallel=2)
+    with pytest.MonkeyPatch.context() as patch:
+        own = free_bytes[own_rank().index]
+        patch.setattr(CpuDevice, "free_memory_bytes", lambda _: own)
+        return refusal(check_runnable, row, error=TooLarge)
+
+
+def test_ranks_decide_alike_whether_a_row_fits(
+    rank_pool: Callable[[int], RankPool],
+) -> None:
+    """By the least that one of them found free."""
+    free_bytes = 28_000_000_000, 14_000_000_000
+    first, second = rank_pool(2).run(refused_with, free_bytes)
+    assert first == second
+    assert first.endswith("; 14.0 GB free")
