@@ -4,7 +4,7 @@ Each decision that depends on a clock is taken from the slowest rank's times, so
 all ranks decide alike. A row of one rank exchanges nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -16,7 +16,7 @@ from llama_perf.devices.device import device_of
 from llama_perf.devices.ranks import from_every_rank, own_rank
 from llama_perf.errors import ValuesError
 from llama_perf.measure.prepare import PreparedRow
-from llama_perf.results.measurement import Measurement
+from llama_perf.results.measurement import CardState, Measurement
 from llama_perf.results.ranks import RankFigures, Ranks, summed
 
 
@@ -92,7 +92,8 @@ def over_ranks(measured: Measurement) -> Measurement:
     """The figures of all ranks from those of each.
 
     Memory is that of the rank with the largest peak; sizes, bandwidths and energy are
-    sums. The GPU's states are the first rank's, what else used a GPU is any rank's.
+    sums. The GPUs' states are those of `card_states`; what else used a GPU is any
+    rank's.
     """
     if measured.ranks is None:
         return measured
@@ -110,7 +111,6 @@ def over_ranks(measured: Measurement) -> Measurement:
     )
     size = sum(own.model_size_bytes for own in of_ranks)
     neighbours = chain.from_iterable(own.neighbours or () for own in of_ranks)
-    problems = (own.card_problem for own in of_ranks)
     return replace(
         measured,
         ranks=replace(measured.ranks, each=each),
@@ -122,9 +122,57 @@ def over_ranks(measured: Measurement) -> Measurement:
         build_peak_bytes=largest.build_peak_bytes,
         memory=largest.memory,
         joules_per_token=summed(own.joules_per_token for own in of_ranks),
-        card_problem=next(filter(None, problems), None),
+        card=card_states([own.card for own in of_ranks]),
+        card_problem=first_told([own.card_problem for own in of_ranks]),
         neighbours=tuple(dict.fromkeys(neighbours)) or None,
     )
+
+
+def first_told(of_ranks: Sequence[str | None]) -> str | None:
+    """What the first rank that says something says; None where none does.
+
+    It is named unless all say the same.
+    """
+    index = next((rank for rank, told in enumerate(of_ranks) if told), None)
+    if index is None or len(set(of_ranks)) == 1:
+        return of_ranks[0]
+    return f"rank {index}: {of_ranks[index]}"
+
+
+def card_states(
+    of_ranks: Sequence[tuple[CardState, ...] | None],
+) -> tuple[CardState, ...] | None:
+    """The states of the ranks' GPUs at each look; None where no rank knows its own.
+
+    Clocks are the lowest, the temperature is the highest, power is the sum. Each limit
+    names its rank.
+    """
+    known = {rank: states for rank, states in enumerate(of_ranks) if states}
+    if not known:
+        return None
+    is_whole = len(known) == len(of_ranks)
+    return tuple(
+        CardState(
+            clock_mhz=_known(min, (state.clock_mhz for state in look)),
+            memory_clock_mhz=_known(min, (state.memory_clock_mhz for state in look)),
+            temperature_c=_known(max, (state.temperature_c for state in look)),
+            power_w=summed(state.power_w for state in look) if is_whole else None,
+            limited_by=tuple(
+                f"{limit} (rank {rank})"
+                for rank, state in zip(known, look, strict=True)
+                for limit in state.limited_by
+            ),
+        )
+        for look in zip(*known.values(), strict=True)
+    )
+
+
+def _known(
+    chosen: Callable[[Sequence[int]], int], values: Iterable[int | None]
+) -> int | None:
+    """One of the values that are known, if any is."""
+    known = [value for value in values if value is not None]
+    return chosen(known) if known else None
 
 
 def all_reduce_s(prepared: PreparedRow) -> float:

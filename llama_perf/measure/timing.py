@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_perf.devices.device import device_of
+from llama_perf.devices.ranks import from_every_rank
 from llama_perf.errors import UserError
 from llama_perf.llama.compiler import compiled_anew
 from llama_perf.llama.row_engine import RowEngine
@@ -26,6 +27,7 @@ from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import PreparedRow
 from llama_perf.measure.ranks import (
     check_same_tokens,
+    first_told,
     ranks_of,
     slowest,
     start_together,
@@ -176,7 +178,8 @@ def measure_row(
         if len(samples) > 1:
             after_sample(samples[-1])
     load = load_watch.load()
-    if (reason := watch.throttled()) is not None:
+    # All ranks end alike, so that none waits for another.
+    if (reason := first_told(from_every_rank(watch.throttled()))) is not None:
         raise UserError(reason)
     peak_bytes = meter.peak_bytes()
     peak_allocated = work.peak_bytes or device.peak_allocated_bytes()

@@ -8,10 +8,13 @@ import pytest
 from llama_perf.devices.cpu import CpuDevice
 from llama_perf.devices.ranks import own_rank
 from llama_perf.errors import TooLarge
+from llama_perf.measure.gpu_state import GpuWatch
 from llama_perf.measure.prepare import check_runnable
-from llama_perf.measure.ranks import over_ranks
-from llama_perf.results.measurement import Measurement
+from llama_perf.measure.ranks import card_states, over_ranks
+from llama_perf.results.measurement import CardState, Measurement
 from llama_perf.rows.spec import RowSpec
+from llama_perf.run.options import RunRequest
+from llama_perf.run.session import Session
 from tests.correctness.support.errors import refusal
 from tests.correctness.support.rank_pool import RankPool
 from tests.correctness.support.record_samples import MEASUREMENT, RANKS
@@ -49,10 +52,69 @@ def test_sums_and_the_largest(
         assert whole.device_bandwidth_gb_s == 41.0
         assert whole.joules_per_token == together
         assert whole.neighbours == ("process 7 (other)",)
-        assert whole.card_problem == "NVML: Unknown Error"
+        assert whole.card_problem == "rank 1: NVML: Unknown Error"
         assert whole.ranks is not None
         peaks = [one.peak_memory_bytes for one in whole.ranks.each]
         assert peaks == [100, 101]
+
+
+HOT = CardState(
+    clock_mhz=990,
+    memory_clock_mhz=2619,
+    temperature_c=85,
+    power_w=600.0,
+    limited_by=("power cap",),
+)
+COOL = CardState(clock_mhz=1980, memory_clock_mhz=2619, temperature_c=50, power_w=300.0)
+
+
+def test_the_states_of_all_gpus_count() -> None:
+    both = replace(HOT, power_w=900.0, limited_by=("power cap (rank 1)",))
+    assert card_states([(COOL, COOL), (COOL, HOT)]) == (
+        replace(COOL, power_w=600.0),
+        both,
+    )
+    # The power of all is not known then.
+    alone = replace(HOT, power_w=None, limited_by=("power cap (rank 1)",))
+    assert card_states([None, (HOT,)]) == (alone,)
+    silent = CardState(clock_mhz=1700)
+    assert card_states([(silent,), (COOL,)]) == (
+        replace(COOL, clock_mhz=1700, power_w=None),
+    )
+    assert card_states([None, None]) is None
+
+
+def throttled(of_ranks: Sequence[str | None]) -> str | None:
+    """How a row ends of whose ranks some say that their GPU was throttled."""
+    row = RowSpec(
+        model="stories15M",
+        device="cpu",
+        dtype="float32",
+        max_new_tokens=2,
+        num_samples=1,
+        tensor_parallel=2,
+    )
+    own = of_ranks[own_rank().index]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GpuWatch, "throttled", lambda _: own)
+        return Session(["cpu"], options=RunRequest()).run_row(row).reason
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "reason"),
+    [
+        (("too hot", "too hot"), "too hot"),
+        ((None, "too hot"), "rank 1: too hot"),
+        (("too hot", None), "rank 0: too hot"),
+        ((None, None), None),
+    ],
+)
+def test_a_rank_that_was_throttled_ends_the_row_on_all(
+    rank_pool: Callable[[int], RankPool],
+    of_ranks: Sequence[str | None],
+    reason: str | None,
+) -> None:
+    assert rank_pool(2).run(throttled, of_ranks) == [reason, reason]
 
 
 def test_ranks_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
