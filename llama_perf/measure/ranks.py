@@ -4,6 +4,7 @@ Each decision that depends on a clock is taken from the slowest rank's times, so
 all ranks decide alike. A row of one rank exchanges nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -39,7 +40,7 @@ def slowest(times_ns: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def check_same_tokens(tokens: torch.Tensor) -> None:
     """Raise ValuesError unless every rank has the same tokens (B, T).
 
-    It names the first place that differs, and what each rank has there.
+    It names the first place that differs, and the ranks whose token most do not have.
     """
     if own_rank().count == 1:
         return
@@ -50,10 +51,20 @@ def check_same_tokens(tokens: torch.Tensor) -> None:
     # The first position of any sequence: what follows is another text.
     position = int(differs.any(0).nonzero()[0])
     sequence = int(differs[:, position].nonzero()[0])
-    chosen = ", ".join(map(str, of_ranks[:, sequence, position].tolist()))
-    place = f"position {position} of sequence {sequence}"
-    problem = f"the ranks chose other tokens from the same draws: at {place}"
-    raise ValuesError(f"check: {problem}, from rank 0 on, {chosen}")
+    chosen = of_ranks[:, sequence, position].tolist()
+    usual, count = Counter(chosen).most_common(1)[0]
+    # Of two ranks neither is the odd one.
+    has_most = 2 * count > len(chosen)
+    odd = [
+        f"rank {rank} {token}"
+        for rank, token in enumerate(chosen)
+        if not has_most or token != usual
+    ]
+    others = [f"the others {usual}"] if has_most else []
+    raise ValuesError(
+        "check: the ranks chose other tokens from the same draws: at position"
+        f" {position} of sequence {sequence}, {', '.join(odd + others)}"
+    )
 
 
 def ranks_of(prepared: PreparedRow, sample_ns: Sequence[Sequence[int]]) -> Ranks | None:

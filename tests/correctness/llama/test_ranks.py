@@ -1,6 +1,6 @@
 """A model that ranks share gives the logits of one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from llama_perf.errors import ValuesError
 from llama_perf.llama import draws
 from llama_perf.llama.config import ModelConfig
 from llama_perf.llama.engine import Engine
-from llama_perf.llama.options import EngineOptions, Request, Sampling
+from llama_perf.llama.options import GREEDY, EngineOptions, Request, Sampling
 from llama_perf.llama.transformer import Transformer
 from llama_perf.measure.ranks import check_same_tokens
 from tests.correctness.support.engines import distance
@@ -30,6 +30,8 @@ CPU = torch.device("cpu")
 QWEN = replace(CONFIG, qkv_bias=True, qk_norm=True, tied_embeddings=True)
 MISTRAL = replace(CONFIG, sliding_window=5, nope_layers=(1,))
 BIASED = replace(CONFIG, output_bias=True, mlp_bias=True)
+# Halves of 384 columns are whole groups of 32.
+WIDE = replace(CONFIG, dim=192, intermediate_size=384)
 TOKENS = torch.arange(1, 8).view(1, -1)
 BATCH = torch.arange(1, 15).view(2, -1)
 SDPA_LINEAR: dict[str, Any] = {"attention": "sdpa", "linear_causal_mask": True}
@@ -63,15 +65,14 @@ def test_logits(rank_pool: Callable[[int], RankPool], count: int) -> None:
 def generated() -> list[tuple[Tensor, Tensor]]:
     """Greedy tokens and their logits, by every cache and path of attention."""
     found, model = [], shared_model(CONFIG)
-    greedy = Sampling(temperature=0.0)
     for options in ENGINES:
         engine = Engine(model, options)
         engine.fill(TOKENS[:, :3])
         found.append(
-            engine.observe(TOKENS, observed=8, max_new_tokens=8, sampling=greedy)
+            engine.observe(TOKENS, observed=8, max_new_tokens=8, sampling=GREEDY)
         )
     lengths = torch.tensor([4, 7])
-    request: Request = {"max_new_tokens": 8, "sampling": greedy}
+    request: Request = {"max_new_tokens": 8, "sampling": GREEDY}
     for fields in ({}, {"attention": "sdpa"}, SDPA_LINEAR):
         options = EngineOptions(cache_size=32, batch_size=2, **fields)
         engine = Engine(model, options)
@@ -144,26 +145,29 @@ def test_they_are_exchanged_before_the_first_generation_alone(
     assert rank_pool(2).run(exchanges) == [[1], [1]]
 
 
-def of_torchao(scheme: str) -> tuple[Tensor, bool]:
-    """Logits, and whether a rank's own weights are torchao's."""
-    model = quantize_model(shared_model(CONFIG), scheme, kernels="torchao")
+def of_torchao(scheme: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Greedy tokens, logits, and the shape of a rank's weight if it is torchao's."""
+    model = quantize_model(shared_model(WIDE), scheme, kernels="torchao")
     weight = model.get_parameter("layers.0.feed_forward.w2.weight")
-    own = type(weight).__module__.startswith("torchao")
-    return model.logits(TOKENS), own
+    assert type(weight).__module__.startswith("torchao")
+    engine = Engine(model, EngineOptions(cache_size=32))
+    tokens = engine.generate(TOKENS, max_new_tokens=8, sampling=GREEDY)
+    return tokens, model.logits(TOKENS), tuple(weight.shape)
 
 
-@pytest.mark.parametrize("scheme", ["int8wo", "int8dq"])
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "float8wo", "int4wo-32"])
 def test_torchao_quantizes_each_share(
     rank_pool: Callable[[int], RankPool], scheme: str
 ) -> None:
     """With scales of its own, hardly further from the unquantized model than one."""
-    whole, _ = of_torchao(scheme)
-    wanted = shared_model(CONFIG).logits(TOKENS)
-    first, *others = rank_pool(2).run(of_torchao, scheme)
-    assert first[1]
-    assert 0 < distance(first[0], wanted) < 1.2 * distance(whole, wanted)
-    for logits_of_rank, _ in others:
-        assert torch.equal(logits_of_rank, first[0])
+    _, whole, (rows, columns) = of_torchao(scheme)
+    wanted = shared_model(WIDE).logits(TOKENS)
+    first, second = rank_pool(2).run(of_torchao, scheme)
+    assert 0 < distance(first[1], wanted) < 1.2 * distance(whole, wanted)
+    assert distance(first[1], whole) < distance(whole, wanted)
+    assert first[2] == second[2] == (rows, columns // 2)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
 
 
 def compiled() -> tuple[Tensor, int]:
@@ -172,8 +176,7 @@ def compiled() -> tuple[Tensor, int]:
     torch._dynamo.utils.counters.clear()
     options = EngineOptions(cache_size=32, compile=True, compile_prefill=True)
     engine = Engine(shared_model(CONFIG), options)
-    greedy = Sampling(temperature=0.0)
-    tokens = engine.generate(TOKENS, max_new_tokens=6, sampling=greedy)
+    tokens = engine.generate(TOKENS, max_new_tokens=6, sampling=GREEDY)
     return tokens, torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
@@ -212,10 +215,10 @@ def test_a_step_sums_twice_a_layer_and_gathers_once(
         assert len(names) == len(sums) + 1
 
 
-def other_tokens() -> str:
-    """In the second sequence of a batch, at two places."""
+def other_tokens(added: Sequence[int]) -> str:
+    """In the second sequence of a batch, at two places, by so much on each rank."""
     own = BATCH.clone()
-    own[1, 4:6] += 3 * (own_rank().index == 0)
+    own[1, 4:6] += added[own_rank().index]
     try:
         check_same_tokens(own)
     except ValuesError as error:
@@ -223,11 +226,19 @@ def other_tokens() -> str:
     return "nothing"
 
 
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        ((3, 0, 0), "rank 0 15, the others 12"),
+        ((0, 0, 3), "rank 2 15, the others 12"),
+        ((3, 0, 4), "rank 0 15, rank 1 12, rank 2 16"),
+    ],
+)
 def test_the_first_place_with_other_tokens_is_named(
-    rank_pool: Callable[[int], RankPool],
+    rank_pool: Callable[[int], RankPool], added: Sequence[int], words: str
 ) -> None:
-    for told in rank_pool(3).run(other_tokens):
+    for told in rank_pool(3).run(other_tokens, added):
         assert told == (
             "check: the ranks chose other tokens from the same draws: at position 4 of"
-            " sequence 1, from rank 0 on, 15, 12, 12"
+            f" sequence 1, {words}"
         )
